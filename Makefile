@@ -1,0 +1,52 @@
+# Two commands on a fresh machine: `make demo` and `make test`. Each sets up .venv.
+
+PYTHON ?= python3
+VENV := .venv
+BIN := $(VENV)/bin
+READY := $(VENV)/.ready
+
+.DEFAULT_GOAL := help
+.PHONY: help setup demo test test-all lint format notebooks build check-wheel clean
+
+help: ## List the targets
+	@grep -E '^[a-z-]+:.*## ' $(MAKEFILE_LIST) | sed -E 's/^([a-z-]+):.*## /  \1\t/' | expand -t 16
+
+setup: $(READY) ## Make .venv with everything that the other targets need
+
+$(READY): pyproject.toml constraints.txt
+	@$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 11))' || \
+	  { echo "jaxclip needs Python 3.11 or newer; say which: make PYTHON=python3.12" >&2; exit 1; }
+	$(PYTHON) -m venv $(VENV)
+	$(BIN)/python -m pip install --quiet --constraint constraints.txt --upgrade pip
+	$(BIN)/python -m pip install --quiet --constraint constraints.txt --group dev --editable '.[all]'
+	@touch $@
+
+demo: $(READY) ## Train the same net in torch and in JAX, and compare
+	$(BIN)/jaxclip demo
+
+test: $(READY) ## Run the tests, but for the long ones
+	$(BIN)/python -m pytest -n 2 -m "not long"
+
+test-all: $(READY) ## Run every test, the long ones too
+	$(BIN)/python -m pytest -n 2
+
+lint: $(READY) ## Check style and types
+	$(BIN)/ruff check .
+	$(BIN)/ruff format --check .
+	$(BIN)/mypy
+
+format: $(READY) ## Rewrite the sources in the project's style
+	$(BIN)/ruff check --fix .
+	$(BIN)/ruff format .
+
+notebooks: $(READY) ## Execute the notebooks anew and keep their outputs
+	$(BIN)/python scripts/execute_notebooks.py
+
+build: $(READY) ## Build the sdist and the wheel into dist/
+	$(BIN)/python -m build --outdir dist .
+
+check-wheel: build ## Install the wheel alone, on every Python at hand, and use it
+	$(BIN)/python scripts/check_wheel.py dist
+
+clean: ## Remove what the targets made, .venv included
+	rm -rf $(VENV) build dist .mypy_cache .pytest_cache .ruff_cache

@@ -1,0 +1,1 @@
+"""Port PyTorch training to JAX, and prove that it trains the same."""

@@ -1,0 +1,1 @@
+"""The PyTorch reference that the JAX side is held against."""
