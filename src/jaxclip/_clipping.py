@@ -1,0 +1,244 @@
+"""Optax transformations that clip by a given threshold."""
+
+from collections.abc import Callable
+from typing import Any
+
+import jax
+import optax
+
+from jaxclip._clip_grad import (
+    Clipped,
+    check_real,
+    clip_leaves_by_global_norm,
+    clip_leaves_by_norm,
+    clip_leaves_by_value,
+)
+from jaxclip._dispatch import call_compiled
+from jaxclip._leaves import split_leaves
+from jaxclip._monitoring import ClipState, init_clip_state, record_clip
+from jaxclip._norms import AxisName, check_axis_name, check_norm_type
+from jaxclip._thresholds import Scalar, check_eps, check_threshold
+
+Threshold = Scalar | Callable[[jax.Array], Scalar]
+
+
+def clip_by_global_norm(
+    max_norm: Threshold,
+    norm_type: Scalar = 2.0,
+    *,
+    eps: Scalar = 1e-6,
+    axis_name: AxisName = None,
+) -> optax.GradientTransformationExtraArgs:
+    r"""Scale updates so that their joint norm is at most ``max_norm``.
+
+    .. math:: g \leftarrow \min\Big(1, \frac{\text{max\_norm}}
+              {\|g\|_p + \text{eps}}\Big)\, g
+
+    What `clip_grad_norm` computes, as an Optax transformation. It belongs before the
+    optimizer in ``optax.chain``, and costs one read of the updates: the
+    multiplication is fused into what follows. `clip_metrics` says what it did.
+
+    Args:
+        max_norm: The largest norm allowed, ≥ 0: a number, a scalar array, or a
+            schedule, ``count -> max_norm``, called with the number of steps so far.
+        norm_type: p, a positive number or inf.
+        eps: Added to the norm, ≥ 0. The default is torch's; 0 gives
+            ``min(1, max_norm / norm)``, which is Optax's.
+        axis_name: See `global_norm`.
+
+    Returns:
+        A transformation whose state is a `ClipState`.
+
+    Raises:
+        TypeError: ``max_norm`` is no scalar; in ``update``: a leaf is no inexact
+            array.
+        ValueError: An argument is out of range.
+
+    Example:
+        >>> import jax.numpy as jnp, jaxclip, optax
+        >>> optimizer = optax.chain(jaxclip.clip_by_global_norm(1.0), optax.sgd(0.1))
+        >>> params = {"w": jnp.zeros(2), "b": jnp.zeros(1)}
+        >>> opt_state = optimizer.init(params)
+        >>> grads = {"w": jnp.array([3.0, 0.0]), "b": jnp.array([4.0])}
+        >>> updates, opt_state = optimizer.update(grads, opt_state, params)
+        >>> print(updates["w"], updates["b"])
+        [-0.05999999 -0.        ] [-0.07999998]
+        >>> print(jaxclip.clip_metrics(opt_state).total_norm)
+        5.0
+
+        A threshold that falls from 1 to 0.1 over the first thousand steps:
+
+        >>> schedule = optax.linear_schedule(1.0, 0.1, transition_steps=1000)
+        >>> optimizer = optax.chain(clip_by_global_norm(schedule), optax.adam(1e-3))
+
+    Differs from ``optax.clip_by_global_norm``: ``eps`` defaults to torch's 1e-6, so
+    that updates whose norm equals ``max_norm`` are scaled a little; norms are summed
+    in at least float32 and neither overflow nor underflow; thresholds may be traced,
+    arrays or schedules, for updates of every dtype; updates of norm 0 stay 0 with
+    ``max_norm=0``; inside ``shard_map`` the norm is that of the whole tree.
+
+    References:
+        Pascanu et al., `On the Difficulty of Training Recurrent Neural Networks
+        <https://arxiv.org/abs/1211.5063>`_, 2013.
+    """
+    return _clipping(
+        "clip_by_global_norm",
+        "max_norm",
+        max_norm,
+        clip_leaves_by_global_norm,
+        norm_type=check_norm_type(norm_type, "clip_by_global_norm"),
+        eps=check_eps("clip_by_global_norm", eps),
+        axis_names=check_axis_name(axis_name),
+    )
+
+
+def clip_by_norm(
+    max_norm: Threshold,
+    norm_type: Scalar = 2.0,
+    *,
+    eps: Scalar = 1e-6,
+    axis_name: AxisName = None,
+) -> optax.GradientTransformationExtraArgs:
+    r"""Scale each leaf of the updates so that its own norm is at most ``max_norm``.
+
+    .. math:: g_k \leftarrow \min\Big(1, \frac{\text{max\_norm}}
+              {\|g_k\|_p + \text{eps}}\Big)\, g_k
+
+    Args:
+        max_norm: The largest norm allowed to each leaf, ≥ 0: a number, a scalar
+            array, or a schedule.
+        norm_type: p, a positive number or inf.
+        eps: Added to each norm, ≥ 0.
+        axis_name: See `global_norm`.
+
+    Returns:
+        A transformation whose state is a `ClipState`. Its norms are those of the
+        leaf with the largest one, its coefficient is the smallest, and a step counts
+        as clipped when any leaf was.
+
+    Raises:
+        TypeError: ``max_norm`` is no scalar; in ``update``: a leaf is no inexact
+            array.
+        ValueError: An argument is out of range.
+
+    Example:
+        >>> import jax.numpy as jnp
+        >>> clip = clip_by_norm(1.0, eps=0.0)
+        >>> grads = {"w": jnp.array([3.0, 4.0]), "b": jnp.array([0.5])}
+        >>> clip.update(grads, clip.init(grads))[0]
+        {'b': Array([0.5], dtype=float32), 'w': Array([0.6, 0.8], dtype=float32)}
+
+    Differs from ``torch.nn.utils.clip_grad_norm_`` on each parameter in turn as
+    `clip_grad_norm` does.
+    """
+    return _clipping(
+        "clip_by_norm",
+        "max_norm",
+        max_norm,
+        clip_leaves_by_norm,
+        norm_type=check_norm_type(norm_type, "clip_by_norm"),
+        eps=check_eps("clip_by_norm", eps),
+        axis_names=check_axis_name(axis_name),
+    )
+
+
+def clip_by_value(
+    clip_value: Threshold, *, axis_name: AxisName = None
+) -> optax.GradientTransformationExtraArgs:
+    r"""Limit every element of the updates to ``[-clip_value, clip_value]``.
+
+    .. math:: g_i \leftarrow \max(-\text{clip\_value}, \min(\text{clip\_value}, g_i))
+
+    What `clip_grad_value` computes, as an Optax transformation.
+
+    Args:
+        clip_value: The largest magnitude allowed, ≥ 0: a number, a scalar array, or
+            a schedule.
+        axis_name: See `global_norm`; needed for the state alone.
+
+    Returns:
+        A transformation whose state is a `ClipState`. Its norms are the largest
+        magnitudes, its coefficient is what the largest element was multiplied by.
+
+    Raises:
+        TypeError: ``clip_value`` is no scalar; in ``update``: a leaf is complex, or
+            no inexact array.
+        ValueError: ``clip_value`` is negative or NaN.
+
+    Example:
+        >>> import jax.numpy as jnp
+        >>> clip = clip_by_value(1.0)
+        >>> grads = [jnp.array([-4.0, 0.5])]
+        >>> updates, state = clip.update(grads, clip.init(grads))
+        >>> print(updates, state.clip_coef)
+        [Array([-1. ,  0.5], dtype=float32)] 0.25
+
+    Differs from ``optax.clip``: a negative ``clip_value`` is an error and does not
+    set every element to it; leaves keep their dtype when it is an array.
+    """
+    return _clipping(
+        "clip_by_value",
+        "clip_value",
+        clip_value,
+        clip_leaves_by_value,
+        check=check_real,
+        axis_names=check_axis_name(axis_name),
+    )
+
+
+def _clipping(
+    caller: str,
+    name: str,
+    threshold: Threshold,
+    clip: Callable[..., Clipped],
+    *,
+    check: Callable[[Any, list[jax.Array], str], None] | None = None,
+    **options: Any,
+) -> optax.GradientTransformationExtraArgs:
+    """Make a transformation of a clip.
+
+    Args:
+        caller: The public function's name, for errors.
+        name: The name of its threshold.
+        threshold: A number, a scalar array, or a schedule.
+        clip: ``clip(leaves, threshold, **options) -> Clipped``.
+        check: Further refuses trees: ``check(updates, leaves, caller)``.
+        **options: Compile-time constants.
+    """
+    if not callable(threshold):
+        check_threshold(caller, name, threshold)
+
+    def update(
+        updates: optax.Updates,
+        state: ClipState,
+        params: optax.Params | None = None,
+        **extra_args: Any,
+    ) -> tuple[optax.Updates, ClipState]:
+        del params, extra_args
+        leaves, rebuild = split_leaves(updates, caller)
+        if check is not None:
+            check(updates, leaves, caller)
+        if callable(threshold):
+            limit = threshold(state.count)
+            check_threshold(caller, name, limit)
+        else:
+            limit = threshold
+        clipped, state = call_compiled(
+            _clip_and_record, leaves, limit, state, clip=clip, **options
+        )
+        return rebuild(clipped), state
+
+    return optax.GradientTransformationExtraArgs(init_clip_state, update)
+
+
+def _clip_and_record(
+    leaves: list[jax.Array],
+    threshold: Scalar,
+    state: ClipState,
+    *,
+    clip: Callable[..., Clipped],
+    **options: Any,
+) -> tuple[list[jax.Array], ClipState]:
+    clipped = clip(leaves, threshold, **options)
+    metrics = clipped._asdict()
+    return metrics.pop("leaves"), record_clip(state, **metrics)
