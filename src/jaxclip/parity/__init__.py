@@ -1,0 +1,10 @@
+"""Prove that two frameworks compute the same, and say where they do not."""
+
+from jaxclip.parity._arrays import ulp_distance as ulp_distance
+from jaxclip.parity._comparison import ParityError as ParityError
+from jaxclip.parity._comparison import TensorComparison as TensorComparison
+from jaxclip.parity._comparison import TreeComparison as TreeComparison
+from jaxclip.parity._noise import assert_trees_close as assert_trees_close
+from jaxclip.parity._noise import assert_trees_equal as assert_trees_equal
+from jaxclip.parity._noise import compare_to_noise as compare_to_noise
+from jaxclip.parity._noise import compare_trees as compare_trees

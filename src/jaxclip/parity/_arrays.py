@@ -1,0 +1,118 @@
+"""Arrays of any framework as NumPy arrays, and how far apart their elements are."""
+
+import sys
+from typing import Any
+
+import jax.numpy as jnp
+import numpy as np
+from numpy.typing import NDArray
+
+Array = NDArray[Any]
+
+_BFLOAT16 = np.dtype(jnp.bfloat16)
+ULP_DTYPES = tuple(map(np.dtype, ("float16", _BFLOAT16, "float32", "float64")))
+
+
+def as_array(leaf: Any, name: str) -> Array:
+    """Read a NumPy, JAX or torch array or a Python number, its dtype kept.
+
+    Raises:
+        TypeError: If it is nothing of the kind; the error calls it `name`.
+    """
+    torch = sys.modules.get("torch")  # whoever has a tensor has imported torch
+    array = None
+    try:
+        if torch is not None and isinstance(leaf, torch.Tensor):
+            array = _from_torch(leaf, torch)
+        elif hasattr(leaf, "__array__") or isinstance(
+            leaf, bool | int | float | complex
+        ):
+            array = np.asarray(leaf)
+    except (TypeError, ValueError, RuntimeError) as error:
+        raise TypeError(f"{name} cannot be read as an array: {error}") from None
+    if array is None or not _is_numeric(array.dtype):
+        raise TypeError(
+            f"{name} is no array of numbers but a {type(leaf).__name__}: "
+            "give NumPy, JAX or torch arrays or Python numbers"
+        )
+    return array
+
+
+def _is_numeric(dtype: np.dtype[Any]) -> bool:
+    return dtype == np.bool_ or bool(jnp.issubdtype(dtype, np.number))
+
+
+def _from_torch(tensor: Any, torch: Any) -> Array:
+    tensor = tensor.detach().cpu().resolve_conj().resolve_neg()
+    if tensor.dtype == torch.bfloat16:  # a dtype that torch cannot give to NumPy
+        bits: Array = tensor.view(torch.int16).numpy()
+        return bits.view(_BFLOAT16)
+    array: Array = tensor.numpy()
+    return array
+
+
+def ulp_distance(a: Any, b: Any) -> NDArray[np.uint64]:
+    """Count the floats from each element of one array to that of another.
+
+    Neighbouring floats are 1 apart. The zeros of both signs are one number, 0 apart,
+    and the count goes through it from one sign to the other. Infinity follows the
+    largest finite float. A NaN is 2**64 - 1 from everything, another NaN included; no
+    two numbers are as far apart.
+
+    Args:
+        a: An array of float16, bfloat16, float32 or float64: NumPy, JAX or torch.
+        b: An array of the same shape and dtype.
+
+    Returns:
+        The distances, in the shape of the arrays.
+
+    Raises:
+        TypeError: If the dtype is another; a complex array is two real ones.
+        ValueError: If the arrays differ in shape or dtype.
+
+    Example:
+        >>> import numpy as np
+        >>> from jaxclip.parity import ulp_distance
+        >>> one = np.float32(1)
+        >>> int(ulp_distance(one, np.nextafter(one, np.float32(2))))
+        1
+    """
+    a, b = as_array(a, "a"), as_array(b, "b")
+    if (a.shape, a.dtype) != (b.shape, b.dtype):
+        raise ValueError(
+            f"a is {a.dtype} of shape {a.shape} and b is {b.dtype} of shape {b.shape}: "
+            "ulps are counted between arrays of one shape and dtype"
+        )
+    if a.dtype not in ULP_DTYPES:
+        raise TypeError(
+            f"no ulps in {a.dtype}, only in {', '.join(map(str, ULP_DTYPES))}: "
+            "take the real and the imaginary part of a complex array"
+        )
+    sign = 1 << (8 * a.itemsize - 1)
+    bits = [x.view(f"u{x.itemsize}") for x in (a, b)]
+    # But for the sign, the bits of a float count the floats from zero up to it.
+    m, n = ((x & (sign - 1)).astype(np.uint64) for x in bits)
+    opposite = ((bits[0] ^ bits[1]) & sign) != 0
+    distance = np.where(opposite, m + n, np.maximum(m, n) - np.minimum(m, n))
+    with np.errstate(invalid="ignore"):  # which a signalling NaN raises
+        nan = np.isnan(a) | np.isnan(b)
+    return np.where(nan, np.iinfo(np.uint64).max, distance)
+
+
+def differences(yardstick: Array, other: Array) -> tuple[Array, Array]:
+    """The absolute difference of each element, and that relative to the yardstick.
+
+    Taken in float64. Equal elements and two NaNs differ by 0, a NaN from a number by
+    infinity.
+    """
+    nan = (yardstick != yardstick) & (other != other)
+    absolute = np.abs(widened(other) - widened(yardstick))
+    absolute = np.where((yardstick == other) | nan, 0.0, absolute)
+    relative = np.where(absolute == 0, 0.0, absolute / np.abs(widened(yardstick)))
+    infinite = np.isnan(relative)
+    return np.where(infinite, np.inf, absolute), np.where(infinite, np.inf, relative)
+
+
+def widened(array: Array) -> Array:
+    """The array in float64, or in complex128 if it is complex."""
+    return array.astype(np.complex128 if np.iscomplexobj(array) else np.float64)
