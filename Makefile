@@ -43,6 +43,7 @@ notebooks: $(READY) ## Execute the notebooks anew and keep their outputs
 	$(BIN)/python scripts/execute_notebooks.py
 
 build: $(READY) ## Build the sdist and the wheel into dist/
+	rm -rf dist
 	$(BIN)/python -m build --outdir dist .
 
 check-wheel: build ## Install the wheel alone, on every Python at hand, and use it

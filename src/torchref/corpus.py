@@ -12,7 +12,7 @@ from pydoc_data import topics
 import numpy as np
 from numpy.typing import ArrayLike, NDArray
 
-from ._checks import at_least
+from torchref._checks import at_least
 
 Tokens = NDArray[np.int64]
 """Characters as integers."""

@@ -6,7 +6,7 @@ from typing import Protocol
 import torch
 from torch import Tensor, nn
 
-from ._checks import at_least
+from torchref._checks import at_least
 
 
 class HasParams(Protocol):

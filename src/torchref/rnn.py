@@ -12,7 +12,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from ._checks import at_least
+from torchref._checks import at_least
 
 _CELLS: dict[str, Callable[..., nn.RNNBase]] = {
     "rnn": nn.RNN,

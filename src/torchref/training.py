@@ -15,9 +15,9 @@ from numpy.typing import NDArray
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from ._checks import at_least
-from .grad_clipping import HasParams, trainable_parameters
-from .rnn import State
+from torchref._checks import at_least
+from torchref.grad_clipping import HasParams, trainable_parameters
+from torchref.rnn import State
 
 Array = Tensor | NDArray[Any]
 Batch = tuple[Array, Array]
