@@ -6,7 +6,7 @@ BIN := $(VENV)/bin
 READY := $(VENV)/.ready
 
 .DEFAULT_GOAL := help
-.PHONY: help setup demo test test-all lint format notebooks build check-wheel clean
+.PHONY: help setup demo test test-all lint format notebooks bench build check-wheel clean
 
 help: ## List the targets
 	@grep -E '^[a-z-]+:.*## ' $(MAKEFILE_LIST) | sed -E 's/^([a-z-]+):.*## /  \1\t/' | expand -t 16
@@ -41,6 +41,9 @@ format: $(READY) ## Rewrite the sources in the project's style
 
 notebooks: $(READY) ## Execute the notebooks anew and keep their outputs
 	$(BIN)/python scripts/execute_notebooks.py
+
+bench: $(READY) ## Time the clips beside their peers
+	$(BIN)/python benchmarks/eager_calls.py
 
 build: $(READY) ## Build the sdist and the wheel into dist/
 	rm -rf dist
