@@ -1,16 +1,16 @@
 """Arrays of any framework as NumPy arrays, and how far apart their elements are."""
 
-import sys
 from typing import Any
 
 import jax.numpy as jnp
 import numpy as np
 from numpy.typing import NDArray
 
+from jaxclip._arrays import to_numpy
+
 Array = NDArray[Any]
 
-_BFLOAT16 = np.dtype(jnp.bfloat16)
-ULP_DTYPES = tuple(map(np.dtype, ("float16", _BFLOAT16, "float32", "float64")))
+ULP_DTYPES = tuple(map(np.dtype, ("float16", jnp.bfloat16, "float32", "float64")))
 
 
 def as_array(leaf: Any, name: str) -> Array:
@@ -19,35 +19,14 @@ def as_array(leaf: Any, name: str) -> Array:
     Raises:
         TypeError: If it is nothing of the kind; the error calls it `name`.
     """
-    torch = sys.modules.get("torch")  # whoever has a tensor has imported torch
-    array = None
+    if isinstance(leaf, bool | int | float | complex):
+        return np.asarray(leaf)
     try:
-        if torch is not None and isinstance(leaf, torch.Tensor):
-            array = _from_torch(leaf, torch)
-        elif hasattr(leaf, "__array__") or isinstance(
-            leaf, bool | int | float | complex
-        ):
-            array = np.asarray(leaf)
-    except (TypeError, ValueError, RuntimeError) as error:
-        raise TypeError(f"{name} cannot be read as an array: {error}") from None
-    if array is None or not _is_numeric(array.dtype):
-        raise TypeError(
-            f"{name} is no array of numbers but a {type(leaf).__name__}: "
-            "give NumPy, JAX or torch arrays or Python numbers"
-        )
-    return array
-
-
-def _is_numeric(dtype: np.dtype[Any]) -> bool:
-    return dtype == np.bool_ or bool(jnp.issubdtype(dtype, np.number))
-
-
-def _from_torch(tensor: Any, torch: Any) -> Array:
-    tensor = tensor.detach().cpu().resolve_conj().resolve_neg()
-    if tensor.dtype == torch.bfloat16:  # a dtype that torch cannot give to NumPy
-        bits: Array = tensor.view(torch.int16).numpy()
-        return bits.view(_BFLOAT16)
-    array: Array = tensor.numpy()
+        array = to_numpy(leaf)
+    except TypeError as error:
+        raise TypeError(f"{name} {error}") from None
+    if array.dtype != np.bool_ and not jnp.issubdtype(array.dtype, np.number):
+        raise TypeError(f"{name} is an array of {array.dtype}, not of numbers.")
     return array
 
 

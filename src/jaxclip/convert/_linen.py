@@ -1,0 +1,93 @@
+"""Flax Linen ``(module, variables)`` pairs as conversion targets."""
+
+from collections.abc import Iterator, Mapping
+from typing import Any
+
+import jax
+import numpy as np
+from flax import linen as nn
+from flax.core import FrozenDict, freeze
+from flax.traverse_util import empty_node, flatten_dict, unflatten_dict
+
+from jaxclip.convert._arrays import to_jax
+from jaxclip.convert._tree import Leaf, Node, Path, Target, parts
+
+_NOT_WEIGHTS = ("cache", "intermediates", "perturbations")
+"""Collections that torch's state dict has no counterpart for; they stay as they are."""
+
+
+def linen_target(module: nn.Module, variables: Mapping[str, Any]) -> Target:
+    """Read a Linen module and its variables."""
+    if any(not isinstance(collection, Mapping) for collection in variables.values()):
+        raise TypeError(
+            f"target's variables have the keys {sorted(variables)}, of which some hold "
+            "no collection. Pass all that module.init returns, "
+            "{'params': {...}, ...}, not what lies in one collection."
+        )
+    flat = flatten_dict(variables, keep_empty_nodes=True)  # type: ignore[no-untyped-call]
+    leaves = {
+        path: Leaf(path, value.unbox() if _boxed(value) else value)
+        for path, value in flat.items()
+        if path[0] not in _NOT_WEIGHTS and value is not None and value is not empty_node
+    }
+
+    def filled(values: Mapping[Path, np.ndarray]) -> Mapping[str, Any]:
+        fresh = dict(flat)
+        for path, leaf in leaves.items():
+            array = to_jax(values[path], like=leaf.value)
+            box = flat[path]
+            fresh[path] = box.replace_boxed(array) if _boxed(box) else array
+        nested: dict[str, Any] = unflatten_dict(fresh)  # type: ignore[no-untyped-call]
+        return freeze(nested) if isinstance(variables, FrozenDict) else nested
+
+    root = module.bind(variables)
+    # setup() names the dtypes of parameters, float64 perhaps.
+    with jax.enable_x64(True):
+        scopes = {inner.path for inner in _modules(root, frozenset())}
+    owned: dict[Path, dict[str, Leaf]] = {scope: {} for scope in scopes}
+    for path, leaf in leaves.items():
+        # The owner is the innermost module that can be seen.
+        depth = max(n for n in range(len(path) - 1) if path[1 : n + 1] in scopes)
+        owned[path[1 : depth + 1]][".".join(path[depth + 1 :])] = leaf
+    return Target(_node(root, owned, frozenset()), leaves, filled)
+
+
+def _node(
+    module: nn.Module,
+    owned: Mapping[Path, Mapping[str, Leaf]],
+    ancestors: frozenset[int],
+) -> Node:
+    ancestors |= {id(module)}
+    children = {
+        name: _node(child, owned, ancestors)
+        for name, child in _children(module)
+        if id(child) not in ancestors
+    }
+    own = owned[module.path]
+    return Node(
+        module,
+        leaves={name: leaf for name, leaf in own.items() if "." not in name},
+        children=children,
+        unseen={name: leaf for name, leaf in own.items() if "." in name},
+    )
+
+
+def _modules(module: nn.Module, ancestors: frozenset[int]) -> Iterator[nn.Module]:
+    yield module
+    ancestors |= {id(module)}
+    for _, child in _children(module):
+        if id(child) not in ancestors:
+            yield from _modules(child, ancestors)
+
+
+def _children(module: nn.Module) -> Iterator[tuple[str, nn.Module]]:
+    """Yield the modules in a bound module, by attribute."""
+    dir(module)  # Listing the attributes makes Flax call setup().
+    for attribute, value in vars(module).items():
+        # "parent" and what Flax keeps for itself.
+        if attribute != "parent" and not attribute.startswith("_"):
+            yield from parts(value, (nn.Module,), attribute)
+
+
+def _boxed(value: object) -> bool:
+    return isinstance(value, nn.meta.AxisMetadata)

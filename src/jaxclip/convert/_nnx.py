@@ -1,0 +1,56 @@
+"""Flax NNX modules as conversion targets."""
+
+from collections.abc import Iterator, Mapping
+
+import numpy as np
+from flax import nnx
+
+from jaxclip.convert._arrays import to_jax
+from jaxclip.convert._tree import Leaf, Node, Path, Target, parts
+
+_NOT_WEIGHTS = (nnx.RngState, nnx.Cache, nnx.Intermediate, nnx.Perturbation)
+"""Variables that torch's state dict has no counterpart for; they stay as they are."""
+
+
+def nnx_target(module: nnx.Module) -> Target:
+    """Read an NNX module."""
+    variables = dict(_weights(module))
+    leaves = {id(v): Leaf(path, v.get_value()) for path, v in variables.items()}
+
+    def filled(values: Mapping[Path, np.ndarray]) -> nnx.Module:
+        copy = nnx.clone(module)
+        for path, variable in _weights(copy):
+            variable.set_value(to_jax(values[path], like=variable.get_value()))
+        return copy
+
+    root = _node(module, leaves, frozenset())
+    return Target(root, {leaf.path: leaf for leaf in leaves.values()}, filled)
+
+
+def _weights(module: nnx.Module) -> Iterator[tuple[Path, nnx.Variable[object]]]:
+    """Yield each variable that holds a weight once, with the path that Flax gives."""
+    for path, value in nnx.iter_graph(module):
+        if isinstance(value, nnx.Variable) and not isinstance(value, _NOT_WEIGHTS):
+            # nnx.Param(None) stands for a parameter that is left out.
+            if value.get_value() is not None:
+                yield tuple(map(str, path)), value
+
+
+def _node(
+    module: nnx.Pytree, known: Mapping[int, Leaf], ancestors: frozenset[int]
+) -> Node:
+    ancestors |= {id(module)}
+    leaves: dict[str, Leaf] = {}
+    children: dict[str, Node] = {}
+    for attribute, value in vars(module).items():
+        # What Flax keeps for itself.
+        if attribute.startswith("_pytree__"):
+            continue
+        for name, part in parts(value, (nnx.Variable, nnx.Pytree), attribute):
+            if isinstance(part, nnx.Pytree):
+                # A module that points back at its parent is no part of itself.
+                if id(part) not in ancestors:
+                    children[name] = _node(part, known, ancestors)
+            elif id(part) in known:
+                leaves[name] = known[id(part)]
+    return Node(module, leaves, children)

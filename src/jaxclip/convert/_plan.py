@@ -1,0 +1,144 @@
+"""Which torch tensors go to which Flax variables, for a whole model."""
+
+from collections.abc import Collection, Iterator, Mapping
+from dataclasses import dataclass
+from functools import cached_property
+
+import numpy as np
+
+from jaxclip.convert._rules import Link, Rule, find_rule, is_flax, no_rule, same
+from jaxclip.convert._tree import Leaf, Node, Target
+
+
+@dataclass(frozen=True)
+class Entry:
+    """A link at its place in a model.
+
+    Attributes:
+        link: The link.
+        names: The full names of its torch tensors.
+        leaves: Its Flax variables.
+    """
+
+    link: Link
+    names: tuple[str, ...]
+    leaves: tuple[Leaf, ...]
+
+    @cached_property
+    def expected(self) -> dict[str, np.ndarray]:
+        """An array of the right shape and dtype, and of no values, for each tensor."""
+        empty = (
+            np.broadcast_to(np.zeros((), leaf.value.dtype), leaf.value.shape)
+            for leaf in self.leaves
+        )
+        return dict(zip(self.names, self.link.to_torch(*empty), strict=True))
+
+    def __str__(self) -> str:
+        """Name the variables and their shapes."""
+        return ", ".join(f"{leaf} {leaf.value.shape}" for leaf in self.leaves)
+
+
+def plan(target: Target) -> tuple[list[Entry], list[str]]:
+    """Link every weight of a model.
+
+    Returns:
+        The entries, of which several are for the same variables where those are
+        reached by several names, and the problems.
+    """
+    problems = [
+        f"{leaf} holds a {type(leaf.value).__name__}, not an array."
+        for leaf in target.leaves.values()
+        if not (hasattr(leaf.value, "shape") and hasattr(leaf.value, "dtype"))
+    ]
+    if not target.leaves:
+        problems.append("target has no parameter to fill.")
+    if problems:
+        return [], problems
+    entries = list(_entries(target.root, "", problems))
+    seen = {leaf.path for leaf in target.root.beneath().values()}
+    problems += [
+        f"{leaf} lies where no module is seen to hold it; keep modules and variables "
+        "in attributes, or in lists, tuples and dicts in attributes."
+        for path, leaf in target.leaves.items()
+        if path not in seen
+    ]
+    return entries, [*problems, *_clashes(entries)]
+
+
+def _clashes(entries: list[Entry]) -> Iterator[str]:
+    """Find names that stand for several variables, as a key with a dot in it may."""
+    first: dict[str, Entry] = {}
+    for entry in entries:
+        for name in entry.names:
+            other = first.setdefault(name, entry)
+            if other.leaves != entry.leaves:
+                yield f"{other} and {entry} would both be {name!r} in torch."
+
+
+def _entries(node: Node, prefix: str, problems: list[str]) -> Iterator[Entry]:
+    leaves = node.beneath()
+    if not leaves:
+        return
+    rule = find_rule(type(node.module))
+    if rule is None:
+        problems.append(f"{_listed(leaves)}: {no_rule(type(node.module))}")
+        return
+    links = _links(node, rule)
+    linked = {name for link in links for name in link.flax}
+    problems += _unlinked(node, linked)
+    for link in links:
+        absent = [name for name in link.flax if name not in leaves]
+        if absent:
+            problems.append(f"{_kind(node)} at {prefix!r} has no {absent[0]!r}.")
+            continue
+        yield Entry(
+            link,
+            names=tuple(_join(prefix, name) for name in link.torch),
+            leaves=tuple(leaves[name] for name in link.flax),
+        )
+    for name, child in node.children.items():
+        # A rule may speak for all that is in a module, submodules included.
+        if not any(inner.startswith(f"{name}.") for inner in linked):
+            inside = _join(prefix, _visible(name, rule.hidden))
+            yield from _entries(child, inside, problems)
+
+
+def _links(node: Node, rule: Rule) -> list[Link]:
+    links = list(rule.links(node.module, node.leaves.keys()))
+    if is_flax(type(node.module)):
+        return links
+    # What a user's class adds to the class that the rule is for.
+    linked = {name for link in links for name in link.flax}
+    return links + [same(name, name) for name in node.leaves if name not in linked]
+
+
+def _unlinked(node: Node, linked: Collection[str]) -> Iterator[str]:
+    for name, leaf in node.leaves.items():
+        if name not in linked:
+            yield f"{leaf} is a variable that the rule for {_kind(node)} lacks."
+    for name, leaf in node.unseen.items():
+        if name not in linked:
+            yield (
+                f"{leaf} lies in a submodule of {_kind(node)} that cannot be seen, "
+                "because it is made in an @nn.compact method. Make it in setup(), or "
+                "convert it apart, from its own module and variables."
+            )
+
+
+def _kind(node: Node) -> str:
+    return type(node.module).__qualname__
+
+
+def _listed(leaves: Mapping[str, Leaf]) -> str:
+    shown = [str(leaf) for leaf in leaves.values()]
+    more = f" and {len(shown) - 3} more" if len(shown) > 3 else ""
+    return f"{', '.join(shown[:3])}{more}"
+
+
+def _visible(name: str, hidden: str | None) -> str:
+    first, _, rest = name.partition(".")
+    return rest if first == hidden else name
+
+
+def _join(prefix: str, name: str) -> str:
+    return ".".join(part for part in (prefix, name) if part)

@@ -1,0 +1,86 @@
+"""A Flax model as the conversion sees it, whichever of Flax's two APIs made it."""
+
+from collections.abc import Callable, Iterator, Mapping
+from dataclasses import dataclass, field
+from typing import Any
+
+import numpy as np
+
+Path = tuple[str, ...]
+"""Where a variable lies, from the outermost name to the innermost."""
+
+
+@dataclass(frozen=True)
+class Leaf:
+    """One variable that holds a weight: where it lies and what it holds."""
+
+    path: Path
+    value: Any = field(compare=False)
+
+    def __str__(self) -> str:
+        """Show the path as users write it."""
+        return repr(".".join(self.path))
+
+
+@dataclass(frozen=True)
+class Node:
+    """A Flax module, the variables that it holds itself, and the modules in it.
+
+    A module that is reached by several names is a node under each of them, with the
+    same leaves: torch's state dict has all those names, too.
+
+    Attributes:
+        module: The module.
+        leaves: Its own variables by attribute, where an index into a list or a key
+            of a dict follows after a dot: ``"blocks.0"``.
+        children: The modules in it, named in the same way.
+        unseen: The variables of submodules in it that cannot be seen (in Linen, those
+            made in a compact method), by dotted name.
+    """
+
+    module: object
+    leaves: Mapping[str, Leaf]
+    children: Mapping[str, "Node"]
+    unseen: Mapping[str, Leaf] = field(default_factory=dict)
+
+    def beneath(self) -> dict[str, Leaf]:
+        """Return every leaf in this module, by its name as seen from here."""
+        inner = {
+            f"{name}.{leaf_name}": leaf
+            for name, child in self.children.items()
+            for leaf_name, leaf in child.beneath().items()
+        }
+        return {**self.leaves, **self.unseen, **inner}
+
+
+@dataclass(frozen=True)
+class Target:
+    """A model to convert, and how to make another one like it.
+
+    Attributes:
+        root: The outermost module.
+        leaves: Every weight in the model, as Flax itself lists them.
+        filled: Makes a new model in which each leaf, by path, has a new value.
+    """
+
+    root: Node
+    leaves: Mapping[Path, Leaf]
+    filled: Callable[[Mapping[Path, np.ndarray]], Any]
+
+
+def parts(
+    value: object, kinds: tuple[type, ...], name: str = ""
+) -> Iterator[tuple[str, Any]]:
+    """Find the objects of some kinds in nested dicts, lists and tuples.
+
+    Yields:
+        A name, in which keys and indices follow after dots, and the object.
+    """
+    if isinstance(value, kinds):
+        yield name, value
+    elif isinstance(value, Mapping):
+        for key, item in value.items():
+            yield from parts(item, kinds, f"{name}.{key}")
+    elif isinstance(value, list | tuple):
+        for index, item in enumerate(value):
+            yield from parts(item, kinds, f"{name}.{index}")

@@ -1,0 +1,16 @@
+"""Flax mirrors of the models in ``torchref``, class for class.
+
+The classes here are Flax NNX; ``jaxclip.models.linen`` has the same ones in Linen.
+Names, shapes and parameter paths are torch's as far as Flax lets them be, and the
+recurrent layers hold exactly the arrays that torch's hold, so that every gradient
+has its counterpart. ``jaxclip.convert`` loads torch's weights into them.
+"""
+
+from jaxclip.models._my_linear import MyLinear as MyLinear
+from jaxclip.models._my_linear import Sequential as Sequential
+from jaxclip.models._my_linear import my_net as my_net
+from jaxclip.models._recurrent import GRU as GRU
+from jaxclip.models._recurrent import LSTM as LSTM
+from jaxclip.models._recurrent import RNN as RNN
+from jaxclip.models._rnnlm import RNNLM as RNNLM
+from jaxclip.models._rnnlm import RNNLMScratch as RNNLMScratch

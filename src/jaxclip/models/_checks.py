@@ -1,0 +1,81 @@
+"""What the NNX and the Linen models ask of their arguments, and how they say so."""
+
+from collections.abc import Iterable
+
+import jax
+import jax.numpy as jnp
+
+
+def check_sizes(**sizes: int) -> None:
+    """Refuse a size below 1, by its name."""
+    for name, size in sizes.items():
+        if size < 1:
+            raise ValueError(f"{name} is {size}; it must be at least 1.")
+
+
+def check_cell(cell: str, known: Iterable[str]) -> None:
+    """Refuse a kind of cell that is none of those known."""
+    names = tuple(known)
+    if cell not in names:
+        listed = ", ".join(map(repr, names))
+        raise ValueError(f"cell is {cell!r}; it must be one of {listed}.")
+
+
+def check_layer_names(names: Iterable[str]) -> None:
+    """Refuse a name of a layer that cannot be a part of a dotted path."""
+    for name in names:
+        if not name or "." in name:
+            raise ValueError(
+                f"layers has the name {name!r}; a name is a non-empty string "
+                "without a dot."
+            )
+
+
+def check_tokens(tokens: jax.Array) -> jax.Array:
+    """Return ``tokens`` as an array, or say why they are no batch of sequences."""
+    tokens = jnp.asarray(tokens)
+    if tokens.ndim != 2 or tokens.shape[1] == 0:
+        raise ValueError(
+            f"tokens has shape {tokens.shape}; it must be (B, T), batch first, with "
+            "T at least 1. A single sequence is tokens[None]."
+        )
+    if not jnp.issubdtype(tokens.dtype, jnp.integer):
+        raise TypeError(f"tokens has dtype {tokens.dtype}; it must be integers.")
+    return tokens
+
+
+def check_inputs(x: jax.Array, input_size: int, dtype: jnp.dtype) -> jax.Array:
+    """Return ``x`` as an array, or say why it is no batch of sequences of vectors."""
+    x = jnp.asarray(x)
+    if x.ndim != 3 or x.shape[1] == 0 or x.shape[2] != input_size:
+        raise ValueError(
+            f"x has shape {x.shape}; it must be (B, T, {input_size}), batch first, "
+            "with T at least 1. A single sequence is x[None]."
+        )
+    _check_dtype("x", x, dtype)
+    return x
+
+
+def check_state(
+    state: jax.Array, shape: tuple[int, ...], dtype: jnp.dtype, *, name: str = "state"
+) -> jax.Array:
+    """Return ``state`` as an array, or say why the recurrence cannot go on from it."""
+    state = jnp.asarray(state)
+    if state.shape != shape:
+        axes = "(num_layers, B, H)" if len(shape) == 3 else "(B, H)"
+        raise ValueError(
+            f"{name} has shape {state.shape}; for this batch it must be {axes} = "
+            f"{shape}. Pass the state that the previous call returned, or None for "
+            "zeros."
+        )
+    _check_dtype(name, state, dtype)
+    return state
+
+
+def _check_dtype(name: str, array: jax.Array, dtype: jnp.dtype) -> None:
+    # Promotion would change the dtype of what is carried from step to step.
+    if array.dtype != dtype:
+        raise ValueError(
+            f"{name} has dtype {array.dtype}, the parameters have {dtype}: cast one "
+            f"to the other, for instance {name}.astype({str(dtype)!r})."
+        )

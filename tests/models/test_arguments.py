@@ -1,0 +1,165 @@
+"""What the models refuse, what they do not, and what they leave alone."""
+
+import subprocess
+import sys
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+from flax import linen as nn
+from flax import nnx
+
+from jaxclip import models
+from jaxclip.models import linen
+
+
+def nnx_call(name, *sizes):
+    """Return an NNX model as a function."""
+    return getattr(models, name)(*sizes, rngs=nnx.Rngs(0))
+
+
+def linen_call(name, *sizes):
+    """Return a Linen model, with ones for parameters, as a function."""
+    module = getattr(linen, name)(*sizes)
+    layer = name in ("RNN", "GRU", "LSTM")
+    x = jnp.zeros((1, 1, 2)) if layer else jnp.zeros((1, 1), int)
+    shapes = jax.eval_shape(module.init, jax.random.key(0), x)
+    variables = jax.tree.map(lambda array: jnp.ones(array.shape), shapes)
+    return lambda *args: module.apply(variables, *args)
+
+
+BOTH = pytest.mark.parametrize("build", [nnx_call, linen_call])
+
+
+@BOTH
+@pytest.mark.parametrize("name", ["RNNLM", "RNNLMScratch"])
+@pytest.mark.parametrize("shape", [(3,), (2, 0), (1, 2, 3)])
+def test_tokens_of_another_shape_are_refused(build, name, shape):
+    with pytest.raises(ValueError, match=r"tokens has shape .* must be \(B, T\)"):
+        build(name, 5, 4)(jnp.zeros(shape, int))
+
+
+@BOTH
+@pytest.mark.parametrize("name", ["RNNLM", "RNNLMScratch"])
+def test_tokens_that_are_no_integers_are_refused(build, name):
+    with pytest.raises(TypeError, match="tokens has dtype float32; it must be int"):
+        build(name, 5, 4)(jnp.zeros((2, 3)))
+
+
+@BOTH
+@pytest.mark.parametrize("name", ["RNNLM", "RNNLMScratch"])
+def test_a_token_outside_the_vocabulary_gives_nan(build, name):
+    logits, _ = build(name, 5, 4)(jnp.array([[0, 1, 5], [0, 1, 4]]))
+    assert np.isnan(logits[0, 2]).all()
+    assert np.isfinite(logits[0, :2]).all()
+    assert np.isfinite(logits[1]).all()
+
+
+@BOTH
+def test_a_state_for_another_batch_is_refused(build):
+    tokens = jnp.zeros((2, 3), int)
+    match = r"state has shape \(1, 3, 4\); .* \(num_layers, B, H\) = \(1, 2, 4\)"
+    with pytest.raises(ValueError, match=match):
+        build("RNNLM", 5, 4)(tokens, jnp.zeros((1, 3, 4)))
+    match = r"state\[1\] has shape \(1, 2, 5\)"
+    with pytest.raises(ValueError, match=match):
+        build("RNNLM", 5, 4, "lstm")(
+            tokens, (jnp.zeros((1, 2, 4)), jnp.zeros((1, 2, 5)))
+        )
+    match = r"state has shape \(3, 4\); .* \(B, H\) = \(2, 4\)"
+    with pytest.raises(ValueError, match=match):
+        build("RNNLMScratch", 5, 4)(tokens, jnp.zeros((3, 4)))
+
+
+@BOTH
+def test_a_state_for_another_cell_is_refused(build):
+    tokens, h = jnp.zeros((2, 3), int), jnp.zeros((1, 2, 4))
+    with pytest.raises(ValueError, match=r"1 array\(s\); .* a pair \(h, c\)"):
+        build("RNNLM", 5, 4, "lstm")(tokens, h)
+    with pytest.raises(ValueError, match=r"2 array\(s\); .* one array h"):
+        build("RNNLM", 5, 4, "gru")(tokens, (h, h))
+
+
+@BOTH
+def test_a_state_of_another_dtype_is_refused_rather_than_promoted(build):
+    match = r"state has dtype bfloat16, the parameters have float32: .*astype\('flo"
+    with pytest.raises(ValueError, match=match):
+        build("RNNLM", 5, 4)(jnp.zeros((2, 3), int), jnp.zeros((1, 2, 4), "bfloat16"))
+
+
+@BOTH
+@pytest.mark.parametrize("name", ["RNN", "GRU", "LSTM"])
+def test_inputs_that_do_not_fit_a_recurrent_layer_are_refused(build, name):
+    layer = build(name, 2, 4)
+    for shape in [(3, 2), (1, 0, 2), (1, 3, 4)]:
+        with pytest.raises(ValueError, match=r"x has shape .* must be \(B, T, 2\)"):
+            layer(jnp.zeros(shape))
+    with pytest.raises(ValueError, match="x has dtype bfloat16, the parameters ha"):
+        layer(jnp.zeros((1, 3, 2), "bfloat16"))
+
+
+@BOTH
+@pytest.mark.parametrize(
+    ("name", "sizes", "match"),
+    [
+        ("RNNLM", (0, 4), "vocab_size is 0; it must be at least 1"),
+        ("RNNLM", (5, 0), "hidden_size is 0; it must be at least 1"),
+        ("RNNLM", (5, 4, "gru", 0), "num_layers is 0; it must be at least 1"),
+        ("RNNLM", (5, 4, "GRU"), "cell is 'GRU'; it must be one of 'rnn', 'gru', 'lst"),
+        ("RNNLMScratch", (0, 4), "vocab_size is 0; it must be at least 1"),
+        ("RNNLMScratch", (5, 0), "hidden_size is 0; it must be at least 1"),
+        ("LSTM", (0, 4), "input_size is 0; it must be at least 1"),
+        ("LSTM", (2, 0), "hidden_size is 0; it must be at least 1"),
+        ("LSTM", (2, 4, 0), "num_layers is 0; it must be at least 1"),
+    ],
+)
+def test_sizes_and_cells_that_do_not_exist_are_refused(build, name, sizes, match):
+    with pytest.raises(ValueError, match=match):
+        build(name, *sizes)
+
+
+def test_a_name_that_cannot_be_a_part_of_a_path_is_refused():
+    for name in ["", "a.b"]:
+        match = f"layers has the name {name!r}; a name is a non-empty string without"
+        with pytest.raises(ValueError, match=match):
+            models.Sequential({name: nnx.relu})
+        with pytest.raises(ValueError, match=match):
+            linen.Sequential({name: nn.relu})
+    with pytest.raises(ValueError, match="'names', which is already an attribute"):
+        models.Sequential({"names": nnx.relu})
+
+
+def test_linen_layers_keep_their_names_inside_another_module():
+    class Outer(nn.Module):
+        def setup(self):
+            self.net = linen.my_net()
+
+        def __call__(self, x):
+            return self.net(x)
+
+    variables = jax.eval_shape(Outer().init, jax.random.key(0), jnp.zeros(4))
+    params = variables["params"]
+    assert sorted(params["net"]) == ["1", "3"]
+    assert sorted(params["net"]["1"]) == ["bias", "fc", "weight"]
+
+
+def test_linen_layers_keep_the_dict_that_they_came_in():
+    layer = nn.Dense(2)
+    layers = {"a": layer}
+    linen.Sequential(layers)
+    assert layers["a"] is layer
+    assert layer.name is None
+
+
+def test_models_leave_torch_alone():
+    check = "sys.exit('torch' in sys.modules)"
+    imports = "import sys, jaxclip.models.linen, jaxclip.models"
+    assert python(f"{imports}; {check}") == 0
+    # And the check can fail.
+    assert python(f"import sys; sys.modules['torch'] = sys; {check}") == 1
+
+
+def python(code):
+    """Run code in a fresh interpreter, and return its exit status."""
+    return subprocess.run([sys.executable, "-c", code], check=False).returncode
