@@ -1,7 +1,10 @@
 """What every test shares."""
 
 import hypothesis
+import pytest
 import torch
+
+from tests.trios import BY_NAME, Trio
 
 # On few cores torch's idle threads spin, and take the time of everything else.
 torch.set_num_threads(1)
@@ -9,3 +12,9 @@ torch.set_num_threads(1)
 # The same examples on every run; no deadline, as the first call compiles.
 hypothesis.settings.register_profile("jaxclip", derandomize=True, deadline=None)
 hypothesis.settings.load_profile("jaxclip")
+
+
+@pytest.fixture(params=BY_NAME)
+def trio(request: pytest.FixtureRequest) -> Trio:
+    """Each model three times over: torch's, the NNX one, and the Linen one."""
+    return BY_NAME[request.param]

@@ -6,9 +6,9 @@ import pytest
 import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
-from tests.golden import NOTEBOOK_ATOL, NOTEBOOK_CLIPPED, NOTEBOOK_GRADIENTS
 from torch import nn
 
+from tests.golden import NOTEBOOK_ATOL, NOTEBOOK_CLIPPED, NOTEBOOK_GRADIENTS
 from torchref.grad_clipping import grad_clipping
 from torchref.my_linear import my_net
 

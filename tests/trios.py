@@ -7,7 +7,6 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 import numpy as np
-import pytest
 import torch
 from flax import nnx
 
@@ -96,8 +95,3 @@ TRIOS = [
 
 
 BY_NAME = {trio.name: trio for trio in TRIOS}
-
-
-@pytest.fixture(params=BY_NAME)
-def trio(request: pytest.FixtureRequest) -> Trio:
-    return BY_NAME[request.param]
