@@ -11,33 +11,38 @@ from pathlib import Path
 import nbformat
 from nbclient import NotebookClient
 from rich.progress import track
+from traitlets.config import Config
 
 NOTEBOOKS = Path(__file__).parents[1] / "notebooks"
 
+# The kernel warns of listeners on its sockets, unless they are encrypted.
+ENCRYPTED = Config(KernelManager={"transport_encryption": "auto"})
 
-def execute(path: Path) -> None:
-    """Execute one notebook and write it whole, or not at all."""
-    notebook = nbformat.read(path, as_version=4)
-    client = NotebookClient(
+
+def execute(notebook: nbformat.NotebookNode) -> None:
+    """Execute a notebook in place, in a fresh kernel of this environment."""
+    NotebookClient(
         notebook,
+        config=ENCRYPTED,
         timeout=600,
         kernel_name="python3",
-        resources={"metadata": {"path": str(path.parent)}},
+        resources={"metadata": {"path": str(NOTEBOOKS)}},
         record_timing=False,
-    )
-    client.execute()
+        coalesce_streams=True,
+    ).execute()
     # What changes from machine to machine would be noise in every commit.
     notebook.metadata.pop("language_info", None)
-    fresh = path.with_suffix(".tmp")
-    nbformat.write(notebook, fresh)
-    os.replace(fresh, path)
 
 
 def main() -> int:
-    """Execute the notebooks that are named, or all."""
+    """Execute the notebooks that are named, or all; write each whole, or not at all."""
     paths = [Path(name) for name in sys.argv[1:]] or sorted(NOTEBOOKS.glob("*.ipynb"))
     for path in track(paths, description="Executing notebooks"):
-        execute(path)
+        notebook = nbformat.read(path, as_version=4)
+        execute(notebook)
+        fresh = path.with_suffix(".tmp")
+        nbformat.write(notebook, fresh)
+        os.replace(fresh, path)
     return 0
 
 

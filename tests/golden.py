@@ -6,7 +6,7 @@ import numpy as np
 _FIRST_ROW = np.array([-1.5650, -1.0272, -0.4034], np.float32)
 _FIRST_ROW_CLIPPED = np.array([-0.0617, -0.0405, -0.0159], np.float32)
 
-# The gradient of each parameter after `backward()`.
+# What each parameter held in `.grad`: not one `backward()` but several, accumulated.
 NOTEBOOK_GRADIENTS = {
     "1.weight": np.tile(_FIRST_ROW, (4, 1)),
     "1.bias": _FIRST_ROW,
