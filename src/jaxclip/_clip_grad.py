@@ -17,7 +17,7 @@ from jaxclip._norms import (
     group_norms,
     tree_norm,
 )
-from jaxclip._thresholds import Scalar, check_eps, check_threshold
+from jaxclip._thresholds import Scalar, check_eps, check_scalar, check_threshold
 
 
 class Clipped(NamedTuple):
@@ -77,7 +77,7 @@ def clip_grad_norm(
         float64, otherwise float32.
 
     Raises:
-        TypeError: A leaf is no inexact array.
+        TypeError: A leaf is no inexact array, or ``max_norm`` no scalar.
         ValueError: ``max_norm``, ``norm_type`` or ``eps`` is out of range.
         RuntimeError: An element is not finite and ``error_if_nonfinite`` is set; the
             error names the leaves and counts the elements.
@@ -101,12 +101,11 @@ def clip_grad_norm(
         Pascanu et al., `On the Difficulty of Training Recurrent Neural Networks
         <https://arxiv.org/abs/1211.5063>`_, 2013.
     """
-    check_threshold("clip_grad_norm", "max_norm", max_norm)
     leaves, rebuild = split_leaves(grads, "clip_grad_norm")
     clipped: Clipped = call_compiled(
         clip_leaves_by_global_norm,
         leaves,
-        max_norm,
+        check_threshold("clip_grad_norm", "max_norm", max_norm),
         norm_type=check_norm_type(norm_type, "clip_grad_norm"),
         eps=check_eps("clip_grad_norm", eps),
         axis_names=check_axis_name(axis_name),
@@ -138,7 +137,8 @@ def clip_grads_with_norm(
         The scaled gradients, each leaf of its own dtype.
 
     Raises:
-        TypeError: A leaf is no inexact array.
+        TypeError: A leaf is no inexact array, or ``max_norm`` or ``total_norm`` no
+            scalar.
         ValueError: ``max_norm`` or ``eps`` is out of range.
 
     Example:
@@ -150,14 +150,13 @@ def clip_grads_with_norm(
     but for infinite norms: a number cannot tell a norm that is too large from an
     infinite gradient, so that here both give what torch gives.
     """
-    check_threshold("clip_grads_with_norm", "max_norm", max_norm)
     leaves, rebuild = split_leaves(grads, "clip_grads_with_norm")
     return rebuild(
         call_compiled(
             _clip_leaves_with_norm,
             leaves,
-            max_norm,
-            total_norm,
+            check_threshold("clip_grads_with_norm", "max_norm", max_norm),
+            check_scalar("clip_grads_with_norm", "total_norm", total_norm),
             eps=check_eps("clip_grads_with_norm", eps),
         )
     )
@@ -180,7 +179,8 @@ def clip_grad_value(grads: Any, clip_value: Scalar) -> Any:
         element becomes ±``clip_value``.
 
     Raises:
-        TypeError: A leaf is complex, or no inexact array.
+        TypeError: A leaf is complex, or no inexact array; or ``clip_value`` is no
+            scalar.
         ValueError: ``clip_value`` is negative or NaN.
 
     Example:
@@ -191,7 +191,7 @@ def clip_grad_value(grads: Any, clip_value: Scalar) -> Any:
     Differs from ``clip_grad_value_``: returns new arrays; a negative ``clip_value``
     is an error (traced: NaN) and does not set every element to it.
     """
-    check_threshold("clip_grad_value", "clip_value", clip_value)
+    clip_value = check_threshold("clip_grad_value", "clip_value", clip_value)
     leaves, rebuild = split_leaves(grads, "clip_grad_value")
     check_real(grads, leaves, "clip_grad_value")
     return rebuild(call_compiled(_limit_elements, leaves, clip_value))
@@ -253,10 +253,11 @@ def clip_leaves_by_value(
     """Limit each element; report the largest magnitude, which is what is bounded."""
     norm = tree_norm(leaves, norm_type=float("inf"), axis_names=axis_names)
     coef = clip_coefficient(norm.value, clip_value, eps=0.0)
+    (clipped_norm,) = _limit_elements([norm.value], clip_value)
     return Clipped(
         _limit_elements(leaves, clip_value),
         norm.value,
-        norm.value * coef,
+        clipped_norm,
         coef,
         norm.finite,
     )
@@ -265,17 +266,43 @@ def clip_leaves_by_value(
 def clip_coefficient(total_norm: jax.Array, max_norm: Scalar, eps: Scalar) -> jax.Array:
     r"""Return :math:`\min(1, \text{max\_norm} / (\text{total\_norm} + \text{eps}))`.
 
-    To the bit as torch forms it, which multiplies by the reciprocal. 1 where the
-    threshold is infinite, and where 0 would be divided by 0; NaN for a threshold
-    that is negative or NaN.
+    To the bit as torch forms it, which multiplies by the reciprocal, and so may give
+    a little less than 1 for equal numbers; but 1 there where ``eps`` is 0. 1 where
+    the threshold is infinite; NaN for one that is negative or NaN.
     """
     dtype = total_norm.dtype
-    max_norm = jnp.asarray(max_norm, dtype)
-    denominator = total_norm + jnp.asarray(eps, dtype)
-    zero = denominator == 0
-    coef = max_norm * (1.0 / jnp.where(zero, 1.0, denominator))
-    coef = jnp.where(zero | (max_norm == jnp.inf), 1.0, jnp.minimum(coef, 1.0))
-    return jnp.where(max_norm >= 0, coef, jnp.nan)
+    max_norm, eps = jnp.asarray(max_norm, dtype), jnp.asarray(eps, dtype)
+    denominator = total_norm + eps
+    # Far inside, the quotient might be infinite for a moment.
+    inside = (
+        (max_norm == jnp.inf)
+        | (max_norm >= 2.0 * denominator)
+        | ((eps == 0) & (total_norm <= max_norm))
+    )
+    coef = _quotient(
+        jnp.where(inside, 1.0, max_norm), jnp.where(inside, 1.0, denominator)
+    )
+    return jnp.where(max_norm >= 0, jnp.minimum(coef, 1.0), jnp.nan)
+
+
+@jax.custom_jvp
+def _quotient(dividend: jax.Array, divisor: jax.Array) -> jax.Array:
+    """Divide as torch does, by a multiplication, with a derivative that stays in range.
+
+    JAX's own squares the divisor, which in float32 overflows from 1.8e19.
+    """
+    return dividend * (1.0 / divisor)
+
+
+@_quotient.defjvp
+def _quotient_jvp(
+    primals: tuple[jax.Array, jax.Array], tangents: tuple[jax.Array, jax.Array]
+) -> tuple[jax.Array, jax.Array]:
+    dividend, divisor = primals
+    dividend_dot, divisor_dot = tangents
+    quotient = _quotient(dividend, divisor)
+    reciprocal = _quotient(jnp.ones_like(divisor), divisor)
+    return quotient, reciprocal * dividend_dot - quotient * (reciprocal * divisor_dot)
 
 
 class _ClipFactors(NamedTuple):
@@ -299,18 +326,16 @@ class _ClipFactors(NamedTuple):
 def _clip_factors(norm: TreeNorm, max_norm: Scalar, eps: Scalar) -> _ClipFactors:
     dtype = norm.ratio.dtype
     tiny = float(jnp.finfo(dtype).tiny)
-    eps = jnp.asarray(eps, dtype)
+    max_norm, eps = jnp.asarray(max_norm, dtype), jnp.asarray(eps, dtype)
     coef = clip_coefficient(norm.value, max_norm, eps)
+    rescued = norm.finite & (coef < tiny)
 
-    # The largest divisor whose reciprocal is a normal number. A norm beyond it is
-    # known by its scale and its ratio alone.
-    reach = 1.0 / tiny
-    total = norm.value + eps
-    within = total <= reach
-    beyond = (reach / norm.scale) / (norm.ratio + eps / norm.scale)
-    rescued = norm.finite & (coef < tiny) & (total > 0)
-    unit = 1.0 / jnp.where(rescued, jnp.minimum(total, reach), 1.0)
-    length = jnp.asarray(max_norm, dtype) * jnp.where(within, 1.0, beyond)
+    # Any number near 1 / norm will do, and so derivatives take it for a constant. The
+    # divisor is at most the largest one whose reciprocal is a normal number.
+    divisor = jnp.minimum(norm.value + eps, 1.0 / tiny)
+    unit = jax.lax.stop_gradient(1.0 / jnp.where(rescued, divisor, 1.0))
+    scaled_norm = (norm.scale * unit) * norm.ratio + eps * unit
+    length = _quotient(max_norm, jnp.where(rescued, scaled_norm, 1.0))
     return _ClipFactors(unit, jnp.where(rescued, length, coef), coef)
 
 

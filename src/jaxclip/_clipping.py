@@ -206,7 +206,7 @@ def _clipping(
         **options: Compile-time constants.
     """
     if not callable(threshold):
-        check_threshold(caller, name, threshold)
+        threshold = check_threshold(caller, name, threshold)
 
     def update(
         updates: optax.Updates,
@@ -218,11 +218,9 @@ def _clipping(
         leaves, rebuild = split_leaves(updates, caller)
         if check is not None:
             check(updates, leaves, caller)
-        if callable(threshold):
-            limit = threshold(state.count)
-            check_threshold(caller, name, limit)
-        else:
-            limit = threshold
+        limit = threshold
+        if callable(limit):
+            limit = check_threshold(caller, name, limit(state.count))
         clipped, state = call_compiled(
             _clip_and_record, leaves, limit, state, clip=clip, **options
         )

@@ -67,15 +67,17 @@ def accumulation_dtype(leaves: Sequence[Any]) -> np.dtype[Any]:
             not count.
 
     Returns:
-        float64 where a leaf has 64 bits to the real number, float32 otherwise.
+        float64 where a leaf has 64 bits to the real number, and JAX is to keep them;
+        float32 otherwise.
     """
     dtypes = {getattr(leaf, "dtype", None) for leaf in leaves}
     widest = max((jnp.finfo(d).bits for d in dtypes if _is_inexact(d)), default=32)
-    return np.dtype(np.float64 if widest == 64 else np.float32)
+    return jax.dtypes.canonicalize_dtype(np.float64 if widest == 64 else np.float32)
 
 
 def _is_inexact(dtype: Any) -> bool:
-    return dtype is not None and bool(jnp.issubdtype(dtype, jnp.inexact))
+    # Keys of random numbers, and the tensors of others, have dtypes of other types.
+    return isinstance(dtype, np.dtype) and bool(jnp.issubdtype(dtype, jnp.inexact))
 
 
 def _bad_leaf(tree: Any, index: int, caller: str) -> str:

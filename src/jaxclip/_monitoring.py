@@ -13,7 +13,9 @@ class ClipState(NamedTuple):
     """What a clipping transformation remembers.
 
     Its structure, shapes and dtypes are fixed from ``init`` on. The three floats are
-    NaN before the first step, float64 if a parameter is float64, otherwise float32.
+    float64 if a parameter is float64, otherwise float32. All is 0 before the first
+    step: `clip_metrics` reads NaN then, which the state itself may not hold where
+    ``jax_debug_nans`` is to find others.
 
     Attributes:
         count: Steps so far. int32 scalar, as the other counts.
@@ -63,9 +65,10 @@ class ClipMetrics(NamedTuple):
 
 def init_clip_state(params: Any) -> ClipState:
     """Return the state before the first step."""
-    zero = jnp.zeros((), jnp.int32)
-    unknown = jnp.full((), jnp.nan, accumulation_dtype(jax.tree.leaves(params)))
-    return ClipState(zero, zero, zero, unknown, unknown, unknown)
+    # An array for each field: one that stands twice in a state cannot be donated.
+    dtype = accumulation_dtype(jax.tree.leaves(params))
+    counts = [jnp.zeros((), jnp.int32) for _ in range(3)]
+    return ClipState(*counts, *[jnp.zeros((), dtype) for _ in range(3)])
 
 
 def record_clip(
@@ -143,14 +146,18 @@ def clip_metrics(opt_state: Any) -> ClipMetrics:
 
 def _read(state: ClipState) -> ClipMetrics:
     dtype = state.total_norm.dtype
-    steps = state.count.astype(dtype)
-    share = state.clipped_count.astype(dtype) / jnp.maximum(steps, 1.0)
+    begun = state.count > 0
+    steps = jnp.maximum(state.count, 1).astype(dtype)
+
+    def known(value: jax.Array) -> jax.Array:
+        return jnp.where(begun, value, jnp.nan)
+
     return ClipMetrics(
-        total_norm=state.total_norm,
-        clipped_norm=state.clipped_norm,
-        clip_coef=state.clip_coef,
-        clipped=state.clip_coef < 1,
-        clipped_share=jnp.where(state.count > 0, share, jnp.nan),
+        total_norm=known(state.total_norm),
+        clipped_norm=known(state.clipped_norm),
+        clip_coef=known(state.clip_coef),
+        clipped=begun & (state.clip_coef < 1),
+        clipped_share=known(state.clipped_count.astype(dtype) / steps),
         count=state.count,
         clipped_count=state.clipped_count,
         nonfinite_count=state.nonfinite_count,

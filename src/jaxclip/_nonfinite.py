@@ -24,6 +24,8 @@ def raise_if_nonfinite(grads: Any, finite: jax.Array, caller: str) -> None:
     """
     leaves, _ = split_leaves(grads, caller)
     names = leaf_names(grads)
+    if not names:
+        return
 
     def report(counts: Any) -> None:
         # Under vmap both branches of a `cond` run: the counts decide.

@@ -20,8 +20,8 @@ class TreeNorm(NamedTuple):
     """A norm, or several, as a product that may leave the range of its dtype.
 
     Attributes:
-        scale: 1 where the sum of powers stays within its dtype's range, otherwise
-            some number near the largest magnitude. float32 or float64.
+        scale: What the elements were divided by to keep their powers within the range
+            of the dtype: 1, or some constant near the norm. float32 or float64.
         ratio: The norm divided by ``scale``. Same shape and dtype.
     """
 
@@ -48,9 +48,8 @@ def global_norm(
               \qquad \|x\|_\infty = \max_i |x_i|
 
     Powers are summed in at least float32, across leaves too. Where that sum
-    overflows, or where its terms underflow, it is taken again with every element
-    divided by the largest, so that the norm of finite elements is right whenever its
-    dtype can hold it.
+    overflows, or where its terms underflow, it is taken again of scaled elements, so
+    that the norm of finite elements is right whenever its dtype can hold it.
 
     Args:
         tree: A tree of real or complex arrays of any shape. ``None``,
@@ -78,7 +77,7 @@ def global_norm(
         >>> global_norm(jnp.array([3e30, 4e30]))
         Array(5.e+30, dtype=float32)
 
-    Differs from ``optax.global_norm``, which sums in the dtype of the leaves, and
+    Differs from ``optax.tree.norm``, which sums in the dtype of the leaves, and
     overflows and underflows with the squares. Differs from
     ``torch.nn.utils.get_total_norm`` in the same two ways, and by refusing a norm
     type that bounds nothing.
@@ -88,13 +87,17 @@ def global_norm(
         <https://doi.org/10.1145/355769.355771>`_, 1978.
     """
     leaves, _ = split_leaves(tree, "global_norm")
-    norm: TreeNorm = call_compiled(
-        tree_norm,
+    norm: jax.Array = call_compiled(
+        _norm_value,
         leaves,
         norm_type=check_norm_type(norm_type, "global_norm"),
         axis_names=check_axis_name(axis_name),
     )
-    return norm.value
+    return norm
+
+
+def _norm_value(leaves: Sequence[jax.Array], **options: Any) -> jax.Array:
+    return tree_norm(leaves, **options).value
 
 
 def tree_norm(
@@ -129,13 +132,7 @@ def group_norms(
     table = _Groups(groups, axis_names)
     if not isinstance(norm_type, jax.core.Tracer):
         return _norms(table, float(norm_type), negligible)
-    power = lax.stop_gradient(norm_type.astype(table.dtype))
-    norms: TreeNorm = lax.cond(
-        power == 2.0,
-        lambda: _norms(table, 2.0, negligible),
-        lambda: _norms_of_traced_power(table, power),
-    )
-    return norms
+    return _norms_of_traced_power(table, norm_type.astype(table.dtype), negligible)
 
 
 def check_norm_type(norm_type: Scalar, caller: str) -> float | jax.Array:
@@ -188,7 +185,7 @@ class _Groups:
     def largest(self) -> jax.Array:
         """Return each group's largest magnitude; 0 for a group without elements."""
         return self._reduce(
-            lambda magnitudes, _: magnitudes,
+            lambda magnitudes, _: _power(magnitudes, 1.0),
             lambda magnitudes: jnp.max(magnitudes, initial=0.0),
             jnp.maximum,
             lax.pmax,
@@ -223,6 +220,9 @@ def _norms(table: _Groups, power: float, negligible: Scalar) -> TreeNorm:
     ones = jnp.ones((table.count,), table.dtype)
     if power == math.inf:
         return TreeNorm(ones, table.largest())
+    if power not in (1.0, 2.0):
+        # Powers cost more than a second pass, and their derivatives overflow too.
+        return _scaled_norms(table, power)
 
     sums = table.sums(lambda magnitudes, _: _power(magnitudes, power))
     info = jnp.finfo(table.dtype)
@@ -232,41 +232,61 @@ def _norms(table: _Groups, power: float, negligible: Scalar) -> TreeNorm:
     underflows = (sums < low) & (at_low > negligible)
     trusted = ~jnp.any(underflows | (sums == jnp.inf))
 
-    if power == 2.0:
-        # The squares of numbers near these two fit into the range of the dtype.
-        large = 2.0 ** (info.maxexp * 5 // 8)
-        scales = jnp.where(underflows, 1 / large, jnp.where(sums < jnp.inf, 1.0, large))
-        scales = jnp.where(trusted, ones, scales)
-    else:
-        # XLA computes what a conditional returns only once. A maximum over all the
-        # leaves it would otherwise merge into the sum over each, and compile forever.
-        scales = lax.cond(trusted, lambda: ones, lambda: _largest_or_one(table))
-    ratios = lax.cond(
+    # The squares of numbers near these two fit into the range of the dtype.
+    large = 2.0 ** (info.maxexp * 5 // 8)
+    scales = jnp.where(underflows, 1 / large, jnp.where(sums < jnp.inf, 1.0, large))
+    scales = scales.astype(table.dtype)
+    norms: TreeNorm = lax.cond(
         trusted,
-        lambda: _root(sums, power),
-        lambda: _scaled_ratios(table, scales, power),
+        lambda: TreeNorm(ones, _root(sums, power)),
+        lambda: TreeNorm(scales, _root_of_scaled(table, power, 1.0 / scales)),
     )
-    return TreeNorm(scales, ratios)
+    return norms
 
 
-def _norms_of_traced_power(table: _Groups, power: jax.Array) -> TreeNorm:
-    # The sum of scaled powers serves every p, inf too: (|x| / max|x|)^inf is 0 or 1.
+def _norms_of_traced_power(
+    table: _Groups, power: jax.Array, negligible: Scalar
+) -> TreeNorm:
+    power = lax.stop_gradient(power)
     unknown = jnp.full((table.count,), jnp.nan, table.dtype)
-    scales = lax.cond(power > 0, lambda: _largest_or_one(table), lambda: unknown)
-    return TreeNorm(scales, _scaled_ratios(table, scales, power))
+    # The first condition that holds.
+    branches = [
+        (power == 2.0, lambda: _norms(table, 2.0, negligible)),
+        (power == jnp.inf, lambda: _norms(table, math.inf, negligible)),
+        (power > 0.0, lambda: _scaled_norms(table, power)),
+        (True, lambda: TreeNorm(unknown, unknown)),
+    ]
+    conditions, functions = zip(*branches, strict=True)
+    norms: TreeNorm = lax.switch(jnp.argmax(jnp.stack(conditions)), functions)
+    return norms
 
 
-def _largest_or_one(table: _Groups) -> jax.Array:
-    """Return what to divide each group by: constants, as no norm depends on them."""
+def _scaled_norms(table: _Groups, power: float | jax.Array) -> TreeNorm:
+    # No norm depends on what each group is divided by: these are constants.
     largest = lax.stop_gradient(table.largest())
-    return jnp.where((largest > 0) & (largest < jnp.inf), largest, 1.0)
+    ordinary = (largest > 0) & (largest < jnp.inf)
+    # What a conditional returns XLA computes only once. It would otherwise merge the
+    # maximum over all the leaves into the sum over each, and compile for minutes.
+    scales = lax.cond(
+        jnp.any(ordinary),
+        lambda: jnp.where(ordinary, largest, 1.0),
+        lambda: jnp.ones_like(largest),
+    )
+    # In two steps: the reciprocals of the largest numbers are subnormal, and so 0.
+    step = jnp.where(scales > 1.0, 0.125, 1.0).astype(table.dtype)
+    return TreeNorm(scales, _root_of_scaled(table, power, step, 1.0 / (scales * step)))
 
 
-def _scaled_ratios(
-    table: _Groups, scales: jax.Array, power: float | jax.Array
+def _root_of_scaled(
+    table: _Groups, power: float | jax.Array, *factors: jax.Array
 ) -> jax.Array:
+    """Return each group's norm, multiplied by each of its factors."""
+    scalars = [jnp.unstack(factor) for factor in factors]
+
     def term(magnitudes: jax.Array, index: int) -> jax.Array:
-        return _power(magnitudes / scales[index], power)
+        for factor in scalars:
+            magnitudes = magnitudes * factor[index]
+        return _power(magnitudes, power)
 
     return _root(table.sums(term), power)
 
@@ -280,9 +300,11 @@ def _magnitudes(leaf: jax.Array, dtype: Any) -> jax.Array:
 
 def _power(magnitudes: jax.Array, power: float | jax.Array) -> jax.Array:
     if _is(power, 1.0):
-        return magnitudes
+        # The derivative of abs at 0 is 1 in JAX; of a norm, 0 is wanted, as in torch.
+        return jnp.where(magnitudes != 0, magnitudes, 0.0)
     if _is(power, 2.0):
-        return jnp.square(magnitudes)
+        # Not jnp.square, whose derivative doubles the element, and may overflow.
+        return magnitudes * magnitudes
     # The derivative of x^p at 0 is infinite for p < 1.
     nonzero = magnitudes != 0
     return jnp.where(nonzero, jnp.where(nonzero, magnitudes, 1.0) ** power, 0.0)
@@ -315,5 +337,9 @@ def _mesh_axes(leaf: jax.Array, axis_names: tuple[str, ...]) -> tuple[str, ...]:
 
 
 def _varying_axes(array: jax.Array) -> frozenset[str]:
-    varying: frozenset[str] = jax.typeof(array).manual_axis_type.varying
+    aval = jax.typeof(array)
+    # jax < 0.10 calls it vma.
+    varying: frozenset[str] = (
+        aval.manual_axis_type.varying if hasattr(aval, "manual_axis_type") else aval.vma
+    )
     return varying

@@ -3,12 +3,13 @@
 from typing import Any
 
 import jax
+import jax.numpy as jnp
 import numpy as np
 
 Scalar = jax.Array | np.ndarray[Any, Any] | np.floating[Any] | np.integer[Any] | float
 
 
-def check_threshold(caller: str, name: str, value: Any) -> None:
+def check_threshold(caller: str, name: str, value: Any) -> float | jax.Array:
     """Refuse a threshold that is not a scalar ≥ 0, as far as its value is known.
 
     Args:
@@ -16,30 +17,45 @@ def check_threshold(caller: str, name: str, value: Any) -> None:
         name: The name of its argument.
         value: A number or a scalar array. A traced value is known by its shape alone.
 
+    Returns:
+        What `check_scalar` returns.
+
     Raises:
         TypeError: The value is no real scalar.
         ValueError: The value is negative or NaN.
     """
-    given = np.shape(value) if hasattr(value, "shape") else ()
-    if given != ():
+    scalar = check_scalar(caller, name, value)
+    if not isinstance(scalar, jax.core.Tracer) and not float(scalar) >= 0:
+        raise ValueError(
+            f"{caller}({name}={float(scalar)}): expected a number ≥ 0. Use inf to "
+            "leave gradients as they are, 0 to make them 0."
+        )
+    return scalar
+
+
+def check_scalar(caller: str, name: str, value: Any) -> float | jax.Array:
+    """Return a real scalar as a float, or as it is if it is a JAX array.
+
+    Raises:
+        TypeError: The value is no real scalar.
+    """
+    shape = np.shape(value) if hasattr(value, "shape") else ()
+    if shape != ():
         raise TypeError(
-            f"{caller}({name}=...): got an array of shape {given}, expected a number "
+            f"{caller}({name}=...): got an array of shape {shape}, expected a number "
             "or an array of shape ()."
         )
-    if isinstance(value, jax.core.Tracer):
-        return
+    if isinstance(value, jax.Array) and not jnp.iscomplexobj(value):
+        return value
     try:
-        number = float(value)
+        if not isinstance(value, str):  # which float() would parse
+            return float(value)
     except (TypeError, ValueError):
-        raise TypeError(
-            f"{caller}({name}={value!r}): expected a real number or a scalar array, "
-            f"got {type(value).__name__}."
-        ) from None
-    if not number >= 0:
-        raise ValueError(
-            f"{caller}({name}={number}): expected a number ≥ 0. Use inf to leave "
-            "gradients as they are, 0 to make them 0."
-        )
+        pass
+    raise TypeError(
+        f"{caller}({name}={value!r}): expected a real number or a scalar array, got "
+        f"{type(value).__name__}."
+    )
 
 
 def check_eps(caller: str, eps: Scalar) -> float | jax.Array:

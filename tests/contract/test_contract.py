@@ -1,0 +1,362 @@
+"""What every transformation keeps, whatever else it does. A row is in `cases`."""
+
+import os
+import subprocess
+import sys
+from pathlib import Path
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import optax
+import pytest
+
+from jaxclip import clip_metrics
+from jaxclip.parity import assert_trees_close, assert_trees_equal
+from tests.contract.cases import CASES
+
+ROOT = Path(__file__).parents[2]
+DTYPES = {
+    "bfloat16": (jnp.bfloat16,) * 3,
+    "float16": (jnp.float16,) * 3,
+    "float64": (jnp.float64,) * 3,
+    "mixed": (jnp.bfloat16, jnp.float32, jnp.float16),
+}
+FLOAT32 = (jnp.float32,) * 3
+
+
+@pytest.fixture(params=CASES, ids=lambda case: case.name)
+def case(request):
+    return request.param
+
+
+@pytest.fixture(autouse=True)
+def _strict_promotion(request):
+    """Hold our own operations to JAX's strict rules, where Optax's do not stand by."""
+    if "optax" in request.node.name:
+        yield
+        return
+    with jax.numpy_dtype_promotion("strict"), jax.numpy_rank_promotion("raise"):
+        yield
+
+
+# One shape for most tests, so that each row is compiled once for all of them.
+def gradients(length=5.0, dtypes=FLOAT32):
+    """Return gradients whose norm is ``length``."""
+    b, s, w = dtypes
+    return {
+        "w": jnp.asarray([[0.4, 0.0], [0.0, -0.8]], w) * jnp.asarray(length, w),
+        "b": jnp.asarray([0.0, 0.2, -0.2], b) * jnp.asarray(length, b),
+        "s": jnp.asarray(-(0.12**0.5), s) * jnp.asarray(length, s),
+    }
+
+
+def steps(transformation, *many_updates, params=None):
+    """Return the updates of each step in turn, and the last state."""
+    state = transformation.init(gradients() if params is None else params)
+    clipped = []
+    for updates in many_updates:
+        updates, state = transformation.update(updates, state, params)
+        clipped.append(updates)
+    return clipped, state
+
+
+def stacked(trees):
+    return jax.tree.map(lambda *leaves: jnp.stack(leaves), *trees)
+
+
+def shapes(tree):
+    return jax.tree.map(lambda x: (x.shape, x.dtype, x.weak_type), tree)
+
+
+def all_finite(tree):
+    return all(jnp.isfinite(leaf).all() for leaf in jax.tree.leaves(tree))
+
+
+RUN = [gradients(5.0), gradients(0.01), gradients(20.0)]
+
+
+# ---- transformations of functions ----------------------------------------------------
+
+
+def test_jit_changes_nothing(case):
+    clip = case.make()
+    state = clip.init(gradients())
+    assert_trees_equal(jax.jit(clip.update)(RUN[0], state), clip.update(RUN[0], state))
+
+
+def test_scan_runs_the_same_steps(case):
+    clip = case.make()
+    expected, expected_state = steps(clip, *RUN)
+
+    def step(state, updates):
+        updates, state = clip.update(updates, state)
+        return state, updates
+
+    state, updates = jax.lax.scan(step, clip.init(gradients()), stacked(RUN))
+    assert_trees_equal(updates, stacked(expected))
+    assert_trees_equal(state, expected_state)
+
+
+def test_vmap_runs_each_alone(case):
+    clip = case.make()
+    # Small and large enough for sums of squares to underflow and overflow: under vmap
+    # both sides of every conditional run.
+    batch = [gradients(length) for length in (5.0, 0.01, 0.0, 1e-25, 1e25)]
+    state = clip.init(gradients())
+    expected = [clip.update(updates, state) for updates in batch]
+    got = jax.vmap(clip.update, in_axes=(0, None))(stacked(batch), state)
+    assert_trees_close(got, stacked(expected), rtol=1e-6, atol=0.0)
+
+
+def test_eval_shape_of_init_is_init(case):
+    clip = case.make()
+    assert shapes(jax.eval_shape(clip.init, gradients())) == shapes(
+        clip.init(gradients())
+    )
+
+
+def test_the_second_call_traces_nothing(case):
+    steps(case.make(), RUN[0])
+    with jax.no_tracing():
+        # Made anew, as some training loops do at each step. A schedule is the user's.
+        clip = case.make()
+        if not callable(case.threshold):
+            clip.update(RUN[1], clip.init(gradients()))
+
+
+# ---- numbers and dtypes --------------------------------------------------------------
+
+
+@pytest.mark.parametrize("dtypes", DTYPES.values(), ids=DTYPES)
+def test_dtypes_are_kept_and_numbers_are_those_of_float64(case, dtypes):
+    clip = case.make()
+    with jax.enable_x64(True):
+        grads = gradients(5.0, dtypes)
+        state = clip.init(grads)
+        updates, new_state = jax.jit(clip.update)(grads, state)
+        assert shapes(updates) == shapes(grads)
+        assert shapes(new_state) == shapes(state)
+
+        wide = jax.tree.map(lambda x: x.astype(float), grads)
+        exact, _ = clip.update(wide, clip.init(wide))
+        for name, leaf in updates.items():
+            # The rounding of the dtype, and the few that float32 makes before it.
+            rtol = float(jnp.finfo(leaf.dtype).eps) + 4e-7
+            np.testing.assert_allclose(leaf.astype(float), exact[name], rtol=rtol)
+
+
+def test_state_is_as_wide_as_the_parameters_not_as_the_updates(case):
+    clip = case.make()
+    with jax.enable_x64(True):
+        wide, narrow = gradients(5.0, DTYPES["float64"]), gradients()
+        for params, updates in ((wide, narrow), (narrow, wide)):
+            state = clip.init(params)
+            assert shapes(jax.eval_shape(clip.update, updates, state)[1]) == shapes(
+                state
+            )
+
+
+def test_zero_gradients_stay_zero(case):
+    (updates,), state = steps(case.make(), gradients(0.0))
+    assert_trees_equal(updates, gradients(0.0))
+    metrics = clip_metrics(state)
+    assert (metrics.total_norm, metrics.clip_coef, metrics.clipped) == (0.0, 1.0, False)
+
+
+@pytest.mark.parametrize("bad", [np.nan, np.inf, -np.inf])
+def test_a_step_that_is_not_finite_is_counted_and_forgotten(case, bad):
+    grads = gradients()
+    grads["s"] = jnp.asarray(bad, jnp.float32)
+    clip = case.make()
+    (_, updates), state = steps(clip, grads, RUN[0])
+    assert clip_metrics(state).nonfinite_count == 1
+    # Whatever the first step was, the second is like any other second step.
+    (_, expected), expected_state = steps(clip, RUN[2], RUN[0])
+    assert_trees_equal(updates, expected)
+    for name in ("total_norm", "clipped_norm", "clip_coef", "count"):
+        assert_trees_equal(getattr(state, name), getattr(expected_state, name))
+
+
+def test_finite_steps_are_finite(case):
+    huge = [gradients(length) for length in (1e25, 3e38, 1e-30)]
+    updates, state = steps(case.make(), *RUN, *huge)
+    assert all_finite(updates)
+    assert all_finite(clip_metrics(state))
+    assert clip_metrics(state).nonfinite_count == 0
+
+
+def test_metrics_are_nan_or_0_before_the_first_step(case):
+    metrics = clip_metrics(case.make().init(gradients()))
+    for name in ("total_norm", "clipped_norm", "clip_coef", "clipped_share"):
+        assert jnp.isnan(getattr(metrics, name)), name
+    assert (metrics.count, metrics.clipped_count, metrics.nonfinite_count) == (0, 0, 0)
+    assert not metrics.clipped
+
+
+def test_debug_nans_finds_none(case):
+    with jax.debug_nans(True), jax.debug_infs(True):
+        clip = case.make()
+        state = jax.jit(clip.init)(gradients())
+        for updates in (gradients(0.0), *RUN, gradients(1e30)):
+            _, state = clip.update(updates, state)
+
+
+# ---- trees ---------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("tree", [{}, [], None, {"a": None, "b": ()}], ids=str)
+def test_an_empty_tree_is_a_step_too(case, tree):
+    clip = case.make()
+    updates, state = clip.update(tree, clip.init(tree))
+    assert updates == tree
+    assert (clip_metrics(state).total_norm, clip_metrics(state).count) == (0.0, 1)
+
+
+def test_leaves_without_elements_stay_as_they_are(case):
+    clip = case.make()
+    (expected,), _ = steps(clip, RUN[0])
+    grads = RUN[0] | {
+        "none": None,
+        "masked": optax.MaskedNode(),
+        "empty": jnp.zeros((0, 3), jnp.bfloat16),
+        "integer": np.zeros(2, jax.dtypes.float0),
+    }
+    (updates,), state = steps(clip, grads, params=grads)
+    assert (updates.pop("none"), updates.pop("masked")) == (None, optax.MaskedNode())
+    assert updates.pop("integer") is grads["integer"]
+    assert shapes(updates.pop("empty")) == shapes(grads["empty"])
+    assert_trees_close(updates, expected, rtol=1e-6, atol=0.0)
+    assert clip_metrics(state).nonfinite_count == 0
+
+
+def test_a_leaf_of_integers_is_named(case):
+    clip = case.make()
+    grads = {"w": jnp.ones(2), "n": [jnp.ones(2, jnp.int32)]}
+    message = rf"{case.factory.__name__}: the leaf \['n'\]\[0\] is of type int32; expec"
+    with pytest.raises(TypeError, match=message):
+        clip.update(grads, clip.init(grads))
+
+
+# ---- arguments -----------------------------------------------------------------------
+
+
+def test_parameters_and_extra_arguments_change_nothing(case):
+    clip = case.make()
+    state = clip.init(gradients())
+    expected = clip.update(RUN[0], state)
+    assert_trees_equal(clip.update(RUN[0], state, None), expected)
+    assert_trees_equal(clip.update(RUN[0], state, RUN[1], value=1.0, step=2), expected)
+
+
+def test_inputs_are_neither_changed_nor_donated(case):
+    clip = case.make()
+    grads = jax.tree.map(np.array, RUN[0])
+    state = jax.tree.map(np.array, clip.init(grads))
+    before = jax.tree.map(np.copy, (grads, state))
+    clip.update(grads, state)
+    assert_trees_equal((grads, state), before)
+    arrays = jax.tree.map(jnp.asarray, (grads, state))
+    clip.update(*arrays)
+    assert_trees_equal(arrays, before)
+
+
+def test_inputs_can_be_donated(case):
+    clip = case.make()
+    expected, expected_state = steps(clip, *RUN)
+    update = jax.jit(clip.update, donate_argnums=(0, 1))
+    state = clip.init(gradients())
+    for updates, clipped in zip(RUN, expected, strict=True):
+        updates, state = update(jax.tree.map(jnp.copy, updates), state)
+        assert_trees_equal(updates, clipped)
+    assert_trees_equal(state, expected_state)
+
+
+# ---- Optax ---------------------------------------------------------------------------
+
+
+def test_in_an_optax_chain(case):
+    clip = case.make()
+    expected, _ = steps(clip, *RUN)
+    updates, state = steps(optax.chain(optax.identity(), clip, optax.scale(-0.5)), *RUN)
+    assert_trees_equal(updates, jax.tree.map(lambda x: x * jnp.float32(-0.5), expected))
+    assert clip_metrics(state).count == 3
+
+
+def test_in_optax_masked(case):
+    clip = case.make()
+    (expected,), _ = steps(clip, {"w": RUN[0]["w"]}, params={"w": RUN[0]["w"]})
+    grads = RUN[0] | {"n": jnp.arange(3)}
+    mask = {"w": True, "b": False, "s": False, "n": False}
+    (updates,), state = steps(optax.masked(clip, mask), grads, params=grads)
+    assert_trees_equal(updates, grads | expected)
+    assert clip_metrics(state).count == 1
+
+
+def test_in_optax_partition(case):
+    clip = case.make()
+    (expected,), _ = steps(clip, {"w": RUN[0]["w"]}, params={"w": RUN[0]["w"]})
+    groups = {"clipped": clip, "kept": optax.identity()}
+    labels = {"w": "clipped", "b": "kept", "s": "kept"}
+    (updates,), state = steps(
+        optax.partition(groups, labels), RUN[0], params=gradients()
+    )
+    assert_trees_equal(updates, RUN[0] | expected)
+    assert clip_metrics(state).count == 1
+
+
+def test_in_optax_multi_steps(case):
+    clip = case.make()
+    (expected,), _ = steps(clip, RUN[0])
+    optimizer = optax.MultiSteps(clip, every_k_schedule=2).gradient_transformation()
+    update = jax.jit(optimizer.update)
+    state = optimizer.init(gradients())
+    first, state = update(RUN[0], state, gradients())
+    second, state = update(RUN[0], state, gradients())
+    assert_trees_close(first, gradients(0.0), rtol=0.0, atol=0.0)
+    assert_trees_close(second, expected, rtol=1e-6, atol=0.0)
+    assert clip_metrics(state).count == 1
+
+
+@pytest.mark.parametrize("jit", [False, True], ids=["eager", "jit"])
+def test_in_optax_inject_hyperparams(case, jit):
+    (expected,), _ = steps(case.make(), RUN[0])
+    clip = case.inject()
+    # Every number becomes an array of the parameters' dtype; under jit, a traced one.
+    update = jax.jit(clip.update) if jit else clip.update
+    state = clip.init(gradients())
+    updates, new_state = update(RUN[0], state, gradients())
+    assert_trees_close(updates, expected, rtol=1e-6, atol=0.0)
+    assert shapes(new_state) == shapes(state)
+    assert clip_metrics(new_state).clipped
+
+
+def test_with_the_tools_of_optax_for_states(case):
+    clip = case.make()
+    _, state = steps(clip, *RUN)
+    assert optax.tree.get(state, "total_norm") == clip_metrics(state).total_norm
+    state = optax.tree.set(state, clipped_count=jnp.asarray(7, jnp.int32))
+    assert clip_metrics(state).clipped_count == 7
+    # Nothing in the state has the shape of the parameters.
+    same = optax.tree.map_params(clip, lambda x: x + 1, state)
+    assert_trees_equal(same, state)
+
+
+# ---- shards --------------------------------------------------------------------------
+
+
+def test_shards_change_nothing():
+    """Run `sharded` where there are four devices; it says which rows fail."""
+    flags = "--xla_force_host_platform_device_count=4"
+    file = Path(__file__).with_name("sharded.py")
+    command = [sys.executable, "-m", "pytest", "-q", "-p", "no:cacheprovider", file]
+    run = subprocess.run(
+        command,
+        cwd=ROOT,
+        env=os.environ | {"XLA_FLAGS": flags, "JAX_PLATFORMS": "cpu"},
+        capture_output=True,
+        text=True,
+        check=False,
+    )
+    assert run.returncode == 0, run.stdout + run.stderr
+    assert f"{3 * len(CASES)} passed" in run.stdout
