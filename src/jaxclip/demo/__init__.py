@@ -1,0 +1,1 @@
+"""What `jaxclip demo` runs; its modules need torch, flax, rich and matplotlib."""
