@@ -51,7 +51,8 @@ class Agreement:
     Attributes:
         steps: Over how many of the first steps it was reached; 0 if JAX's float32 run
             parts from its float64 run at once.
-        clipped: How many of those steps were clipped.
+        possible: How many steps there were to compare.
+        clipped: How many of the steps were clipped.
         float32: The float32 runs over the first `EARLY` of these steps, held against
             each other by JAX's float64 run; None if ``steps`` is 0.
         float32_losses: The greatest relative difference of the float32 losses.
@@ -62,6 +63,7 @@ class Agreement:
     """
 
     steps: int
+    possible: int
     clipped: int = 0
     float32: TreeComparison | None = None
     float32_losses: float = np.nan
@@ -96,10 +98,15 @@ class Agreement:
         if not self.float32:
             return f"NOT equal: {apart}; over {early} {self.float32}"
         worst = self.float32.worst
+        beyond = (
+            f". Beyond step {self.steps} nothing can be told: rounding has grown "
+            "too large"
+        )
         return (
             f"equal, up to rounding: {apart}. Over {early}, before training amplifies "
             "rounding, torch in float32 is at most "
             f"{max(worst.ratio, worst.peak_ratio):.1f} times as far from float64 as JAX"
+            + (beyond if self.steps < self.possible else "")
         )
 
 
@@ -144,7 +151,7 @@ def judge(
             break
         steps = step
     if not steps:
-        return Agreement(0)
+        return Agreement(0, len(jax64.losses))
 
     early = min(steps, EARLY)
     float32 = compare_trees(
@@ -158,6 +165,7 @@ def judge(
     losses = relative_difference(torch32.losses[:steps], jax32.losses[:steps])
     return Agreement(
         steps,
+        len(jax64.losses),
         int(np.sum(jax64.grad_norms[:steps] > max_norm)),
         float32,
         float32_losses=float(np.max(losses)),

@@ -39,7 +39,10 @@ def write_metrics(
                 {
                     "name": way.name,
                     "formula": way.formula,
-                    "max_ulps": way.comparison and max_ulps(way.comparison),
+                    # A comparison that failed is false, but there is one.
+                    "max_ulps": None
+                    if way.comparison is None
+                    else max_ulps(way.comparison),
                     "gradients": {k: grad.tolist() for k, grad in way.grads.items()},
                 }
                 for way in net.ways

@@ -117,6 +117,10 @@ def print_trainings(console: Console, trainings: Trainings) -> None:
             "-" if len(run.seconds) == 1 else f"{_chars_per_second(run):,.0f}",
         )
     console.print(table)
+    for name, run in trainings.runs.items():
+        if (step := run.first_nonfinite) is not None:
+            loss = run.losses[step - 1]
+            console.print(f"{name}: the loss is {loss} at step {step}.", style="bold")
     console.print(
         "The last loss is the mean over the last twentieth of the steps. JAX compiles "
         "on its first step. torch has one thread, which suits so small a net best; JAX "
