@@ -75,7 +75,7 @@ traced_norm = jax.jit(global_norm)
 
 @settings(max_examples=80)
 @given(eight, any_power)
-@example([1.0, -3.5, 0.1, 0.2, 1.9, 0.3, 0.7, 0.5], INF)
+@example([41.0] * 8, INF)  # 41 * (1 / 41) is less than 1
 @example([1e38] * 8, 0.5)
 @example([1e38] * 8, 2.0)
 @example([0.0] * 8, 3.0)

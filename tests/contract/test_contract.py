@@ -134,15 +134,18 @@ def test_dtypes_are_kept_and_numbers_are_those_of_float64(case, dtypes):
     with jax.enable_x64(True):
         grads = gradients(5.0, dtypes)
         state = clip.init(grads)
-        updates, new_state = jax.jit(clip.update)(grads, state)
+        # XLA may leave out roundings to narrow dtypes; here it is to take them all.
+        options = {"xla_allow_excess_precision": False}
+        update = jax.jit(clip.update, compiler_options=options)
+        updates, new_state = update(grads, state)
         assert shapes(updates) == shapes(grads)
         assert shapes(new_state) == shapes(state)
 
         wide = jax.tree.map(lambda x: x.astype(float), grads)
         exact, _ = clip.update(wide, clip.init(wide))
         for name, leaf in updates.items():
-            # The rounding of the dtype, and the few that float32 makes before it.
-            rtol = float(jnp.finfo(leaf.dtype).eps) + 4e-7
+            # One rounding to the dtype, and the few that float32 makes before it.
+            rtol = float(jnp.finfo(leaf.dtype).eps) / 2 + 4e-7
             np.testing.assert_allclose(leaf.astype(float), exact[name], rtol=rtol)
 
 

@@ -44,16 +44,22 @@ def draw(trainings: Trainings, settings: Settings, path: Path) -> None:
         OSError: If it cannot be written.
     """
     with matplotlib.rc_context(_STYLE):
-        figure = Figure(figsize=(16.5, 5.6), dpi=120, layout="constrained")
-        figure.suptitle(
-            f"One recurrent language model in torch and in JAX: {settings.cell}, "
-            f"{settings.hidden} hidden units, SGD, learning rate {settings.lr:g}"
-        )
-        losses, norms, differences = figure.subplots(1, 3, width_ratios=(1, 1, 1.15))
-        _draw_losses(losses, trainings)
-        _draw_norms(norms, trainings)
-        _draw_differences(differences, trainings)
+        figure = make_figure(trainings, settings)
         write_whole(path, lambda file: figure.savefig(file, format="png"))
+
+
+def make_figure(trainings: Trainings, settings: Settings) -> Figure:
+    """Draw losses, gradient norms and differences side by side."""
+    figure = Figure(figsize=(16.5, 5.6), dpi=120, layout="constrained")
+    figure.suptitle(
+        f"One recurrent language model in torch and in JAX: {settings.cell}, "
+        f"{settings.hidden} hidden units, SGD, learning rate {settings.lr:g}"
+    )
+    losses, norms, differences = figure.subplots(1, 3, width_ratios=(1, 1, 1.15))
+    _draw_losses(losses, trainings)
+    _draw_norms(norms, trainings)
+    _draw_differences(differences, trainings)
+    return figure
 
 
 def _draw_losses(ax: Axes, trainings: Trainings) -> None:

@@ -118,9 +118,9 @@ def print_trainings(console: Console, trainings: Trainings) -> None:
         )
     console.print(table)
     for name, run in trainings.runs.items():
-        if (step := run.first_nonfinite) is not None:
-            loss = run.losses[step - 1]
-            console.print(f"{name}: the loss is {loss} at step {step}.", style="bold")
+        if (first := run.first_nonfinite) is not None:
+            loss = run.losses[first - 1]
+            console.print(f"{name}: the loss is {loss} at step {first}.", style="bold")
     console.print(
         "The last loss is the mean over the last twentieth of the steps. JAX compiles "
         "on its first step. torch has one thread, which suits so small a net best; JAX "
