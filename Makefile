@@ -42,8 +42,9 @@ format: $(READY) ## Rewrite the sources in the project's style
 notebooks: $(READY) ## Execute the notebooks anew and keep their outputs
 	$(BIN)/python scripts/execute_notebooks.py
 
-bench: $(READY) ## Time the clips beside their peers
+bench: $(READY) ## Hold the clips' time and memory against their peers'
 	$(BIN)/python benchmarks/eager_calls.py
+	$(BIN)/python benchmarks/temporary_memory.py
 
 build: $(READY) ## Build the sdist and the wheel into dist/
 	rm -rf dist
