@@ -1,5 +1,6 @@
 """The command line: what it runs, and what it says of what it cannot."""
 
+import os
 import subprocess
 import sys
 import textwrap
@@ -17,7 +18,7 @@ TINY = ["demo", "--steps", "4", "--hidden", "8"]
 
 @pytest.fixture(scope="module")
 def text(tmp_path_factory):
-    path = tmp_path_factory.mktemp("text") / "text.txt"
+    path = tmp_path_factory.mktemp("text") / "Bücher.txt"
     path.write_text(python_help_text()[:9000])
     return path
 
@@ -31,6 +32,7 @@ def tiny_run(text, tmp_path_factory):
         [*command, "--text", str(text), "--out", str(out)],
         capture_output=True,
         text=True,
+        env=os.environ | {"PYTHONIOENCODING": "ascii"},
     )
     return run, out
 
@@ -71,6 +73,11 @@ def test_a_file_gets_no_control_characters(tiny_run):
     run, _ = tiny_run
     control = {char for char in run.stdout + run.stderr if char < " "}
     assert control == {"\n"}
+
+
+def test_a_character_that_the_output_lacks_is_no_error(tiny_run):
+    run, _ = tiny_run
+    assert r"B\xfccher.txt" in run.stdout
 
 
 @pytest.mark.parametrize(
@@ -146,6 +153,32 @@ def test_the_version_is_that_of_the_package(capsys):
     with pytest.raises(SystemExit, match="0"):
         cli.main(["--version"])
     assert capsys.readouterr().out == f"jaxclip {jaxclip.__version__}\n"
+
+
+def test_help_names_the_commands_and_their_options(capsys):
+    for arguments, names in (
+        (["--help"], ["demo", "--version"]),
+        (
+            ["demo", "--help"],
+            [
+                *("--steps", "--hidden", "--cell", "--max-norm", "--lr", "--seed"),
+                *("--text", "--out", "exit status"),
+            ],
+        ),
+    ):
+        with pytest.raises(SystemExit, match="0"):
+            cli.main(arguments)
+        text = capsys.readouterr().out
+        assert [name for name in names if name not in text] == []
+
+
+def test_an_interrupted_run_says_so(monkeypatch, capsys):
+    def interrupted(settings):
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr("jaxclip.demo._run.run", interrupted)
+    assert cli.main(["demo"]) == 130
+    assert capsys.readouterr().err == "jaxclip demo: interrupted\n"
 
 
 def test_missing_extras_are_named_with_how_to_install_them():

@@ -29,6 +29,19 @@ def test_batches_go_on_for_as_long_as_asked_and_are_the_same_each_time(tmp_path)
     np.testing.assert_array_equal(once, again)
 
 
+def test_every_pass_over_the_text_starts_elsewhere_and_so_does_every_seed(tmp_path):
+    path = tmp_path / "text.txt"
+    path.write_text("".join(map(chr, range(256, 256 + LEAST))), encoding="utf-8")
+
+    def starts(seed):
+        batches = load_corpus(Settings(text=path, seed=seed)).batches(8)
+        return [int(inputs[0, 0]) for inputs, _ in batches]  # one batch for each pass
+
+    assert len(set(starts(0))) > 4
+    assert starts(1) == [*starts(0)[1:], starts(8)[0]]
+    assert starts(1) != starts(0)
+
+
 def test_a_row_goes_on_where_it_stopped(tmp_path):
     corpus = corpus_of(tmp_path, "".join(map(chr, range(256, 256 + 4 * LEAST))))
     for (_, targets), (inputs, _) in itertools.pairwise(corpus.batches(3)):

@@ -2,6 +2,7 @@
 
 import itertools
 from collections.abc import Mapping, Sequence
+from typing import Literal
 
 import numpy as np
 from rich import box
@@ -145,20 +146,22 @@ def _gradients(
     title: str, grads: Mapping[str, Gradients], norms: Mapping[str, float]
 ) -> Table:
     """Lay the gradients of several sides beside each other, parameter by parameter."""
-    table = _table(title, "", *grads)
+    table = _table(title, "", *grads, justify="left")  # the rows of a matrix align
     sides = list(grads.values())
     for name in sides[0]:
         table.add_row(name, *(_matrix(side[name]) for side in sides))
-    table.add_row("total norm", *(f"{norms[side]:.6g}" for side in grads))
+    table.add_row("total norm", *(f"{norms[side]:.6f}" for side in grads))
     return table
 
 
-def _table(title: str, *columns: str) -> Table:
+def _table(
+    title: str, *columns: str, justify: Literal["left", "right"] = "right"
+) -> Table:
     table = Table(
         title=title, title_justify="left", title_style="italic", box=box.SIMPLE
     )
     for i, column in enumerate(columns):
-        table.add_column(column, justify="right" if i else "left", no_wrap=not i)
+        table.add_column(column, justify=justify if i else "left", no_wrap=not i)
     return table
 
 

@@ -5,8 +5,9 @@ import sys
 
 from rich.console import Console
 
+from jaxclip.demo._agreement import Agreement
 from jaxclip.demo._metrics import write_metrics
-from jaxclip.demo._notebook_net import compare_nets
+from jaxclip.demo._notebook_net import NetComparison, compare_nets
 from jaxclip.demo._picture import draw
 from jaxclip.demo._progress import progress
 from jaxclip.demo._report import print_net, print_trainings
@@ -48,7 +49,7 @@ def run(settings: Settings) -> int:
     console.print("1. The notebook's net, with the same weights in torch and in JAX\n")
     net = compare_nets(settings.seed)
     print_net(console, net)
-    console.print(f"Verdict: {net}\n")
+    _print_verdict(console, net)
 
     console.print(
         f"2. A recurrent language model on {corpus.name}: "
@@ -56,7 +57,7 @@ def run(settings: Settings) -> int:
     )
     trainings = train_all(settings, corpus, functools.partial(progress, console))
     print_trainings(console, trainings)
-    console.print(f"Verdict: {trainings.agreement}\n")
+    _print_verdict(console, trainings.agreement)
 
     picture, metrics = settings.out / "clipping.png", settings.out / "metrics.json"
     try:
@@ -66,3 +67,8 @@ def run(settings: Settings) -> int:
         raise DemoError(f"--out {settings.out}: {error.strerror}") from None
     console.print(f"Picture: {picture}\nNumbers: {metrics}", soft_wrap=True)
     return 0 if net.equal and trainings.agreement.equal else 1
+
+
+def _print_verdict(console: Console, found: NetComparison | Agreement) -> None:
+    color = "green" if found.equal else "red"
+    console.print(f"Verdict: {found}\n", style=f"bold {color}")
