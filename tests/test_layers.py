@@ -14,16 +14,16 @@ SRC = Path(__file__).parents[1] / "src"
 # imports "torch (lazily)" does so inside functions alone.
 MAY_IMPORT = {
     "_dispatch": {"jax"},
-    "_thresholds": {"jax", "numpy"},
+    "_arguments": {"jax", "numpy"},
     "_leaves": {"jax", "numpy"},
-    "_norms": {"_dispatch", "_leaves", "_thresholds", "jax", "numpy"},
+    "_norms": {"_dispatch", "_leaves", "_arguments", "jax", "numpy"},
     "_nonfinite": {"_leaves", "jax", "numpy"},
     "_clip_grad": {
         "_dispatch",
         "_leaves",
         "_nonfinite",
         "_norms",
-        "_thresholds",
+        "_arguments",
         "jax",
     },
     "_monitoring": {"_leaves", "jax", "optax"},
@@ -33,7 +33,7 @@ MAY_IMPORT = {
         "_leaves",
         "_monitoring",
         "_norms",
-        "_thresholds",
+        "_arguments",
         "jax",
         "optax",
     },

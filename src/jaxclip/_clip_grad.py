@@ -1,44 +1,18 @@
 """Clip gradients: pure functions, under torch's names."""
 
 from collections.abc import Sequence
-from typing import Any, NamedTuple
+from typing import Any
 
 import jax
 import jax.numpy as jnp
 
+from jaxclip._arguments import Scalar, check_eps, check_scalar, check_threshold
 from jaxclip._dispatch import call_compiled
 from jaxclip._leaves import accumulation_dtype, leaf_names, split_leaves
+from jaxclip._mesh import AxisName, check_axis_name
 from jaxclip._nonfinite import raise_if_nonfinite
-from jaxclip._norms import (
-    AxisName,
-    TreeNorm,
-    check_axis_name,
-    check_norm_type,
-    group_norms,
-    tree_norm,
-)
-from jaxclip._thresholds import Scalar, check_eps, check_scalar, check_threshold
-
-
-class Clipped(NamedTuple):
-    """Clipped leaves, and what the clip did to them.
-
-    Attributes:
-        leaves: The clipped leaves, each of its own shape and dtype.
-        total_norm: The norm that was held against the threshold.
-        clipped_norm: The same norm afterwards.
-        clip_coef: What the leaves were multiplied by; the smallest one, where leaves
-            differ. 1 where nothing was clipped.
-        finite: Whether every element was finite.
-
-    All but ``leaves`` are scalars.
-    """
-
-    leaves: list[jax.Array]
-    total_norm: jax.Array
-    clipped_norm: jax.Array
-    clip_coef: jax.Array
-    finite: jax.Array
+from jaxclip._norms import TreeNorm, check_norm_type, group_norms, tree_norm
+from jaxclip._scaling import Clipped, clip_coefficient, scale_each_to, scale_to
 
 
 def clip_grad_norm(
@@ -207,14 +181,7 @@ def clip_leaves_by_global_norm(
 ) -> Clipped:
     """Clip all the leaves by their joint norm."""
     norm = tree_norm(leaves, norm_type=norm_type, axis_names=axis_names)
-    factors = _clip_factors(norm, max_norm, eps)
-    return Clipped(
-        [_scale(leaf, factors.unit, factors.length) for leaf in leaves],
-        norm.value,
-        factors.norm_after(norm),
-        factors.clip_coef,
-        norm.finite,
-    )
+    return scale_to(leaves, norm, max_norm, eps)
 
 
 def clip_leaves_by_norm(
@@ -234,17 +201,7 @@ def clip_leaves_by_norm(
         # A norm this far below the threshold changes no coefficient.
         negligible=jnp.asarray(max_norm, dtype) * float(jnp.finfo(dtype).eps),
     )
-    factors = _clip_factors(norms, max_norm, eps)
-    return Clipped(
-        [
-            _scale(leaf, factors.unit[index], factors.length[index])
-            for index, leaf in enumerate(leaves)
-        ],
-        jnp.max(norms.value, initial=0.0),
-        jnp.max(factors.norm_after(norms), initial=0.0),
-        jnp.min(factors.clip_coef, initial=1.0),
-        jnp.all(norms.finite),
-    )
+    return scale_each_to(leaves, norms, max_norm, eps)
 
 
 def clip_leaves_by_value(
@@ -263,100 +220,13 @@ def clip_leaves_by_value(
     )
 
 
-def clip_coefficient(total_norm: jax.Array, max_norm: Scalar, eps: Scalar) -> jax.Array:
-    r"""Return :math:`\min(1, \text{max\_norm} / (\text{total\_norm} + \text{eps}))`.
-
-    To the bit as torch forms it, which multiplies by the reciprocal, and so may give
-    a little less than 1 for equal numbers; but 1 there where ``eps`` is 0. 1 where
-    the threshold is infinite; NaN for one that is negative or NaN.
-    """
-    dtype = total_norm.dtype
-    max_norm, eps = jnp.asarray(max_norm, dtype), jnp.asarray(eps, dtype)
-    denominator = total_norm + eps
-    # Far inside, the quotient might be infinite for a moment.
-    inside = (
-        (max_norm == jnp.inf)
-        | (max_norm >= 2.0 * denominator)
-        | ((eps == 0) & (total_norm <= max_norm))
-    )
-    coef = _quotient(
-        jnp.where(inside, 1.0, max_norm), jnp.where(inside, 1.0, denominator)
-    )
-    return jnp.where(max_norm >= 0, jnp.minimum(coef, 1.0), jnp.nan)
-
-
-@jax.custom_jvp
-def _quotient(dividend: jax.Array, divisor: jax.Array) -> jax.Array:
-    """Divide as torch does, by a multiplication, with a derivative that stays in range.
-
-    JAX's own squares the divisor, which in float32 overflows from 1.8e19.
-    """
-    return dividend * (1.0 / divisor)
-
-
-@_quotient.defjvp
-def _quotient_jvp(
-    primals: tuple[jax.Array, jax.Array], tangents: tuple[jax.Array, jax.Array]
-) -> tuple[jax.Array, jax.Array]:
-    dividend, divisor = primals
-    dividend_dot, divisor_dot = tangents
-    quotient = _quotient(dividend, divisor)
-    reciprocal = _quotient(jnp.ones_like(divisor), divisor)
-    return quotient, reciprocal * dividend_dot - quotient * (reciprocal * divisor_dot)
-
-
-class _ClipFactors(NamedTuple):
-    """A coefficient as a product of two factors, for leaves of any magnitude.
-
-    A coefficient below the normal numbers of its dtype would be flushed to 0, and
-    with it every gradient: a norm of 1e30 against a threshold of 1e-9 takes one of
-    1e-39. Then ``unit`` brings the leaves down to a norm of about 1, and ``length``
-    to the threshold. Everywhere else ``unit`` is 1 and ``length`` the coefficient.
-    """
-
-    unit: jax.Array
-    length: jax.Array
-    clip_coef: jax.Array
-
-    def norm_after(self, norm: TreeNorm) -> jax.Array:
-        """Return the norm of the scaled leaves."""
-        return ((norm.scale * self.unit) * self.length) * norm.ratio
-
-
-def _clip_factors(norm: TreeNorm, max_norm: Scalar, eps: Scalar) -> _ClipFactors:
-    dtype = norm.ratio.dtype
-    tiny = float(jnp.finfo(dtype).tiny)
-    max_norm, eps = jnp.asarray(max_norm, dtype), jnp.asarray(eps, dtype)
-    coef = clip_coefficient(norm.value, max_norm, eps)
-    rescued = norm.finite & (coef < tiny)
-
-    # Any number near 1 / norm will do, and so derivatives take it for a constant. The
-    # divisor is at most the largest one whose reciprocal is a normal number.
-    divisor = jnp.minimum(norm.value + eps, 1.0 / tiny)
-    unit = jax.lax.stop_gradient(1.0 / jnp.where(rescued, divisor, 1.0))
-    scaled_norm = (norm.scale * unit) * norm.ratio + eps * unit
-    length = _quotient(max_norm, jnp.where(rescued, scaled_norm, 1.0))
-    return _ClipFactors(unit, jnp.where(rescued, length, coef), coef)
-
-
 def _clip_leaves_with_norm(
     leaves: Sequence[jax.Array], max_norm: Scalar, total_norm: Scalar, *, eps: Any
 ) -> list[jax.Array]:
     total_norm = jnp.asarray(total_norm)
     dtype = accumulation_dtype([*leaves, total_norm])
     norm = TreeNorm(jnp.ones((), dtype), total_norm.astype(dtype))
-    factors = _clip_factors(norm, max_norm, eps)
-    return [_scale(leaf, factors.unit, factors.length) for leaf in leaves]
-
-
-def _scale(leaf: jax.Array, unit: jax.Array, length: jax.Array) -> jax.Array:
-    wide = accumulation_dtype([leaf])
-    unit, length = unit.astype(wide), length.astype(wide)
-    if jnp.iscomplexobj(leaf):
-        return jax.lax.complex(leaf.real * unit * length, leaf.imag * unit * length)
-    # By scalars and never by a division of the leaf: XLA repeats a multiplication
-    # wherever the optimizer reads the gradient, but keeps a copy of a quotient.
-    return (leaf.astype(wide) * unit * length).astype(leaf.dtype)
+    return scale_to(leaves, norm, max_norm, eps).leaves
 
 
 def _limit_elements(leaves: Sequence[jax.Array], clip_value: Scalar) -> list[jax.Array]:

@@ -6,8 +6,8 @@ from typing import Any
 import jax
 import optax
 
+from jaxclip._arguments import Scalar, check_eps, check_threshold
 from jaxclip._clip_grad import (
-    Clipped,
     check_real,
     clip_leaves_by_global_norm,
     clip_leaves_by_norm,
@@ -15,9 +15,10 @@ from jaxclip._clip_grad import (
 )
 from jaxclip._dispatch import call_compiled
 from jaxclip._leaves import split_leaves
+from jaxclip._mesh import AxisName, check_axis_name
 from jaxclip._monitoring import ClipState, init_clip_state, record_clip
-from jaxclip._norms import AxisName, check_axis_name, check_norm_type
-from jaxclip._thresholds import Scalar, check_eps, check_threshold
+from jaxclip._norms import check_norm_type
+from jaxclip._scaling import Clipped
 
 Threshold = Scalar | Callable[[jax.Array], Scalar]
 
@@ -81,7 +82,7 @@ def clip_by_global_norm(
         Pascanu et al., `On the Difficulty of Training Recurrent Neural Networks
         <https://arxiv.org/abs/1211.5063>`_, 2013.
     """
-    return _clipping(
+    return threshold_clip(
         "clip_by_global_norm",
         "max_norm",
         max_norm,
@@ -131,7 +132,7 @@ def clip_by_norm(
     Differs from ``torch.nn.utils.clip_grad_norm_`` on each parameter in turn as
     `clip_grad_norm` does.
     """
-    return _clipping(
+    return threshold_clip(
         "clip_by_norm",
         "max_norm",
         max_norm,
@@ -176,7 +177,7 @@ def clip_by_value(
     Differs from ``optax.clip``: a negative ``clip_value`` is an error and does not
     set every element to it; leaves keep their dtype when it is an array.
     """
-    return _clipping(
+    return threshold_clip(
         "clip_by_value",
         "clip_value",
         clip_value,
@@ -186,7 +187,7 @@ def clip_by_value(
     )
 
 
-def _clipping(
+def threshold_clip(
     caller: str,
     name: str,
     threshold: Threshold,
@@ -238,5 +239,4 @@ def _clip_and_record(
     **options: Any,
 ) -> tuple[list[jax.Array], ClipState]:
     clipped = clip(leaves, threshold, **options)
-    metrics = clipped._asdict()
-    return metrics.pop("leaves"), record_clip(state, **metrics)
+    return clipped.leaves, record_clip(state, **clipped.metrics)

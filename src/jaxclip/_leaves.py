@@ -30,7 +30,7 @@ def split_leaves(tree: Any, caller: str) -> tuple[list[jax.Array], Rebuild]:
     leaves, treedef = jax.tree.flatten(tree)
     dtypes = [getattr(leaf, "dtype", None) for leaf in leaves]
     # A model has thousands of leaves and a handful of dtypes.
-    inexact = {dtype: _is_inexact(dtype) for dtype in set(dtypes)}
+    inexact = {dtype: is_inexact(dtype) for dtype in set(dtypes)}
     if all(inexact.values()):
         return leaves, partial(jax.tree.unflatten, treedef)
 
@@ -71,11 +71,11 @@ def accumulation_dtype(leaves: Sequence[Any]) -> np.dtype[Any]:
         float32 otherwise.
     """
     dtypes = {getattr(leaf, "dtype", None) for leaf in leaves}
-    widest = max((jnp.finfo(d).bits for d in dtypes if _is_inexact(d)), default=32)
+    widest = max((jnp.finfo(d).bits for d in dtypes if is_inexact(d)), default=32)
     return jax.dtypes.canonicalize_dtype(np.float64 if widest == 64 else np.float32)
 
 
-def _is_inexact(dtype: Any) -> bool:
+def is_inexact(dtype: Any) -> bool:
     # Keys of random numbers, and the tensors of others, have dtypes of other types.
     return isinstance(dtype, np.dtype) and bool(jnp.issubdtype(dtype, jnp.inexact))
 

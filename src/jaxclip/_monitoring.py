@@ -81,10 +81,6 @@ def record_clip(
 ) -> ClipState:
     """Return the state after one more step."""
     dtype = state.total_norm.dtype
-
-    def count_if(happened: jax.Array, count: jax.Array) -> jax.Array:
-        return jnp.where(happened, optax.safe_increment(count), count)
-
     return ClipState(
         count=optax.safe_increment(state.count),
         clipped_count=count_if(clip_coef < 1, state.clipped_count),
@@ -93,6 +89,11 @@ def record_clip(
         clipped_norm=clipped_norm.astype(dtype),
         clip_coef=clip_coef.astype(dtype),
     )
+
+
+def count_if(happened: jax.Array, count: jax.Array) -> jax.Array:
+    """Return the count, greater by 1 if something happened."""
+    return jnp.where(happened, optax.safe_increment(count), count)
 
 
 def clip_metrics(opt_state: Any) -> ClipMetrics:

@@ -9,11 +9,10 @@ import jax.numpy as jnp
 import numpy as np
 from jax import lax
 
+from jaxclip._arguments import Scalar
 from jaxclip._dispatch import call_compiled
 from jaxclip._leaves import accumulation_dtype, split_leaves
-from jaxclip._thresholds import Scalar
-
-AxisName = str | Sequence[str] | None
+from jaxclip._mesh import AxisName, check_axis_name, mesh_axes_of
 
 
 class TreeNorm(NamedTuple):
@@ -150,13 +149,6 @@ def check_norm_type(norm_type: Scalar, caller: str) -> float | jax.Array:
     return power
 
 
-def check_axis_name(axis_name: AxisName) -> tuple[str, ...]:
-    """Return the names of mesh axes as a tuple, which can be hashed."""
-    if axis_name is None:
-        return ()
-    return (axis_name,) if isinstance(axis_name, str) else tuple(axis_name)
-
-
 class _Groups:
     """Groups of leaves, and sums and maxima over each, across the mesh."""
 
@@ -166,7 +158,7 @@ class _Groups:
         self.dtype = accumulation_dtype([leaf for group in groups for leaf in group])
         self.count = len(groups)
         self._leaves = [
-            (index, leaf, _mesh_axes(leaf, axis_names))
+            (index, leaf, mesh_axes_of(leaf, axis_names))
             for index, group in enumerate(groups)
             for leaf in group
         ]
@@ -202,7 +194,7 @@ class _Groups:
         # so that each set of axes takes one collective and replicated leaves none.
         partial: dict[tuple[str, ...], dict[int, jax.Array]] = {}
         for index, leaf, axes in self._leaves:
-            value = over_leaf(term(_magnitudes(leaf, self.dtype), index))
+            value = over_leaf(term(magnitudes_in(leaf, self.dtype), index))
             scalars = partial.setdefault(axes, {})
             held = scalars.get(index)
             scalars[index] = value if held is None else combine(held, value)
@@ -238,7 +230,7 @@ def _norms(table: _Groups, power: float, negligible: Scalar) -> TreeNorm:
     scales = scales.astype(table.dtype)
     norms: TreeNorm = lax.cond(
         trusted,
-        lambda: TreeNorm(ones, _root(sums, power)),
+        lambda: TreeNorm(ones, root_of_sum(sums, power)),
         lambda: TreeNorm(scales, _root_of_scaled(table, power, 1.0 / scales)),
     )
     return norms
@@ -288,10 +280,10 @@ def _root_of_scaled(
             magnitudes = magnitudes * factor[index]
         return _power(magnitudes, power)
 
-    return _root(table.sums(term), power)
+    return root_of_sum(table.sums(term), power)
 
 
-def _magnitudes(leaf: jax.Array, dtype: Any) -> jax.Array:
+def magnitudes_in(leaf: jax.Array, dtype: Any) -> jax.Array:
     if jnp.iscomplexobj(leaf):
         wide = jnp.complex128 if dtype == jnp.float64 else jnp.complex64
         return jnp.abs(leaf.astype(wide))
@@ -310,7 +302,7 @@ def _power(magnitudes: jax.Array, power: float | jax.Array) -> jax.Array:
     return jnp.where(nonzero, jnp.where(nonzero, magnitudes, 1.0) ** power, 0.0)
 
 
-def _root(total: jax.Array, power: float | jax.Array) -> jax.Array:
+def root_of_sum(total: jax.Array, power: float | jax.Array) -> jax.Array:
     """Return ``total ** (1 / power)``, with derivative 0 at 0."""
     nonzero = total != 0
     safe = jnp.where(nonzero, total, 1.0)
@@ -321,25 +313,3 @@ def _root(total: jax.Array, power: float | jax.Array) -> jax.Array:
 def _is(power: float | jax.Array, value: float) -> bool:
     """Whether a power has this value, and that is known at compile time."""
     return not isinstance(power, jax.Array) and power == value
-
-
-def _mesh_axes(leaf: jax.Array, axis_names: tuple[str, ...]) -> tuple[str, ...]:
-    """Return the mesh axes over which a leaf is sharded, here inside a mapped function.
-
-    ``shard_map`` tracks them in the leaf's type. With ``check_vma=False``, and in
-    ``pmap``, it does not, and the caller has to name them.
-    """
-    if varying := _varying_axes(leaf):
-        return tuple(sorted(varying))
-    if axis_names and _varying_axes(lax.axis_index(axis_names[0])):
-        return ()  # Types are tracked here, and this one says: replicated.
-    return axis_names
-
-
-def _varying_axes(array: jax.Array) -> frozenset[str]:
-    aval = jax.typeof(array)
-    # jax < 0.10 calls it vma.
-    varying: frozenset[str] = (
-        aval.manual_axis_type.varying if hasattr(aval, "manual_axis_type") else aval.vma
-    )
-    return varying

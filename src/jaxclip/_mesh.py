@@ -1,0 +1,68 @@
+"""Where arrays lie on a mesh of devices, and scalars over all of its shards."""
+
+from collections.abc import Sequence
+
+import jax
+import jax.numpy as jnp
+from jax import lax
+
+AxisName = str | Sequence[str] | None
+
+
+def check_axis_name(axis_name: AxisName) -> tuple[str, ...]:
+    """Return the names of mesh axes as a tuple, which can be hashed."""
+    if axis_name is None:
+        return ()
+    return (axis_name,) if isinstance(axis_name, str) else tuple(axis_name)
+
+
+def mesh_axes_of(leaf: jax.Array, axis_names: tuple[str, ...]) -> tuple[str, ...]:
+    """Return the mesh axes over which a leaf is sharded, here inside a mapped function.
+
+    ``shard_map`` tracks them in the leaf's type. With ``check_vma=False``, and in
+    ``pmap``, it does not, and the caller has to name them.
+    """
+    if varying := varying_axes(leaf):
+        return tuple(sorted(varying))
+    if axis_names and varying_axes(lax.axis_index(axis_names[0])):
+        return ()  # Types are tracked here, and this one says: replicated.
+    return axis_names
+
+
+def varying_axes(array: jax.Array) -> frozenset[str]:
+    """Return the mesh axes that an array's type says it varies over."""
+    aval = jax.typeof(array)
+    # jax < 0.10 calls it vma.
+    varying: frozenset[str] = (
+        aval.manual_axis_type.varying if hasattr(aval, "manual_axis_type") else aval.vma
+    )
+    return varying
+
+
+def on_all_shards(condition: jax.Array, mesh_axes: tuple[str, ...]) -> jax.Array:
+    """Whether a condition holds on every shard; the same boolean on each."""
+    return smallest(condition.astype(jnp.int32), mesh_axes) == 1
+
+
+def largest(value: jax.Array, mesh_axes: tuple[str, ...]) -> jax.Array:
+    """Return the largest of a scalar's values over the shards."""
+    axes = mesh_axes_of(value, mesh_axes)
+    return lax.pmax(value, axes) if axes else value
+
+
+def smallest(value: jax.Array, mesh_axes: tuple[str, ...]) -> jax.Array:
+    """Return the smallest of a scalar's values over the shards."""
+    axes = mesh_axes_of(value, mesh_axes)
+    return lax.pmin(value, axes) if axes else value
+
+
+def within(axes: tuple[str, ...], array: jax.Array) -> tuple[str, ...]:
+    """Return those mesh axes over which an array varies, where types say that."""
+    if not axes or not types_are_tracked(axes[0]):
+        return axes
+    return tuple(axis for axis in axes if axis in varying_axes(array))
+
+
+def types_are_tracked(axis: str) -> bool:
+    """Whether types say over which mesh axes an array varies, as in ``shard_map``."""
+    return bool(varying_axes(lax.axis_index(axis)))
