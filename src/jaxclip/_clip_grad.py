@@ -6,13 +6,14 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 
-from jaxclip._arguments import Scalar, check_eps, check_scalar, check_threshold
-from jaxclip._dispatch import call_compiled
-from jaxclip._leaves import accumulation_dtype, leaf_names, split_leaves
-from jaxclip._mesh import AxisName, check_axis_name
-from jaxclip._nonfinite import raise_if_nonfinite
-from jaxclip._norms import TreeNorm, check_norm_type, group_norms, tree_norm
-from jaxclip._scaling import Clipped, clip_coefficient, scale_each_to, scale_to
+from jaxclip._core.arguments import Scalar, check_eps, check_scalar, check_threshold
+from jaxclip._core.dispatch import call_compiled
+from jaxclip._core.exact_norms import TreeNorm
+from jaxclip._core.leaves import accumulation_dtype, leaf_names, split_leaves
+from jaxclip._core.mesh import AxisName, check_axis_name
+from jaxclip._core.nonfinite import raise_if_nonfinite
+from jaxclip._core.scaling import Clipped, clip_coefficient, scale_each_to, scale_to
+from jaxclip._norms import check_norm_type, group_norms, joint_norm, tree_norm
 
 
 def clip_grad_norm(
@@ -22,6 +23,7 @@ def clip_grad_norm(
     *,
     eps: Scalar = 1e-6,
     error_if_nonfinite: bool = False,
+    stop_gradient: bool = False,
     axis_name: AxisName = None,
 ) -> tuple[Any, jax.Array]:
     r"""Scale gradients so that their joint norm is at most ``max_norm``.
@@ -44,6 +46,8 @@ def clip_grad_norm(
             ``min(1, max_norm / norm)``, and gradients of norm 0 are left as they are.
         error_if_nonfinite: Raise if an element is NaN or infinite. Under ``jit`` the
             error comes when the program runs, as a ``jax.errors.JaxRuntimeError``.
+        stop_gradient: Take the coefficient for a constant when this is differentiated.
+            The derivative of the clip is then a multiplication by it.
         axis_name: See `global_norm`.
 
     Returns:
@@ -83,6 +87,7 @@ def clip_grad_norm(
         norm_type=check_norm_type(norm_type, "clip_grad_norm"),
         eps=check_eps("clip_grad_norm", eps),
         axis_names=check_axis_name(axis_name),
+        stop_gradient=stop_gradient,
     )
     if error_if_nonfinite:
         raise_if_nonfinite(grads, clipped.finite, "clip_grad_norm")
@@ -178,10 +183,19 @@ def clip_leaves_by_global_norm(
     norm_type: float | jax.Array,
     eps: float | jax.Array,
     axis_names: tuple[str, ...],
+    stop_gradient: bool = False,
+    per_leaf: bool = False,
 ) -> Clipped:
     """Clip all the leaves by their joint norm."""
-    norm = tree_norm(leaves, norm_type=norm_type, axis_names=axis_names)
-    return scale_to(leaves, norm, max_norm, eps)
+    if per_leaf:
+        norms = _norm_of_each(leaves, norm_type, axis_names)
+        norm, leaf_norms = joint_norm(norms, norm_type), norms.value
+    else:
+        norm = tree_norm(leaves, norm_type=norm_type, axis_names=axis_names)
+        leaf_norms = None
+    if stop_gradient:
+        norm = jax.lax.stop_gradient(norm)
+    return scale_to(leaves, norm, max_norm, eps)._replace(leaf_norms=leaf_norms)
 
 
 def clip_leaves_by_norm(
@@ -191,17 +205,34 @@ def clip_leaves_by_norm(
     norm_type: float | jax.Array,
     eps: float | jax.Array,
     axis_names: tuple[str, ...],
+    stop_gradient: bool = False,
+    per_leaf: bool = False,
 ) -> Clipped:
     """Clip each leaf by its own norm; report the largest norm and the least factor."""
+    # A norm this far below the threshold changes no coefficient.
     dtype = accumulation_dtype(leaves)
-    norms = group_norms(
+    negligible = jnp.asarray(max_norm, dtype) * float(jnp.finfo(dtype).eps)
+    norms = _norm_of_each(
+        leaves, norm_type, axis_names, 0.0 if per_leaf else negligible
+    )
+    leaf_norms = norms.value if per_leaf else None
+    if stop_gradient:
+        norms = jax.lax.stop_gradient(norms)
+    return scale_each_to(leaves, norms, max_norm, eps)._replace(leaf_norms=leaf_norms)
+
+
+def _norm_of_each(
+    leaves: Sequence[jax.Array],
+    norm_type: float | jax.Array,
+    axis_names: tuple[str, ...],
+    negligible: Scalar = 0.0,
+) -> TreeNorm:
+    return group_norms(
         [[leaf] for leaf in leaves],
         norm_type=norm_type,
         axis_names=axis_names,
-        # A norm this far below the threshold changes no coefficient.
-        negligible=jnp.asarray(max_norm, dtype) * float(jnp.finfo(dtype).eps),
+        negligible=negligible,
     )
-    return scale_each_to(leaves, norms, max_norm, eps)
 
 
 def clip_leaves_by_value(

@@ -4,23 +4,23 @@ from collections.abc import Callable
 from typing import Any
 
 import jax
+import jax.numpy as jnp
 import optax
 
-from jaxclip._arguments import Scalar, check_eps, check_threshold
 from jaxclip._clip_grad import (
     check_real,
     clip_leaves_by_global_norm,
     clip_leaves_by_norm,
     clip_leaves_by_value,
 )
-from jaxclip._dispatch import call_compiled
-from jaxclip._leaves import split_leaves
-from jaxclip._mesh import AxisName, check_axis_name
+from jaxclip._core.arguments import Scalar, check_eps
+from jaxclip._core.mesh import AxisName, check_axis_name
+from jaxclip._core.nonfinite import Nonfinite
+from jaxclip._core.paths import Where, inexact_leaves_with_path
+from jaxclip._core.scaling import Clipped
+from jaxclip._core.transformation import Threshold, checked_threshold, transformation
 from jaxclip._monitoring import ClipState, init_clip_state, record_clip
 from jaxclip._norms import check_norm_type
-from jaxclip._scaling import Clipped
-
-Threshold = Scalar | Callable[[jax.Array], Scalar]
 
 
 def clip_by_global_norm(
@@ -28,6 +28,10 @@ def clip_by_global_norm(
     norm_type: Scalar = 2.0,
     *,
     eps: Scalar = 1e-6,
+    where: Where | None = None,
+    nonfinite: Nonfinite = "propagate",
+    stop_gradient: bool = False,
+    per_leaf: bool = False,
     axis_name: AxisName = None,
 ) -> optax.GradientTransformationExtraArgs:
     r"""Scale updates so that their joint norm is at most ``max_norm``.
@@ -45,6 +49,19 @@ def clip_by_global_norm(
         norm_type: p, a positive number or inf.
         eps: Added to the norm, ≥ 0. The default is torch's; 0 gives
             ``min(1, max_norm / norm)``, which is Optax's.
+        where: The leaves to clip, whose norm it is: a tree of booleans like the
+            updates or a prefix of one, or a function that returns one given the
+            updates; `by_path` makes such a function of one of paths. The others pass
+            as they are. None clips all.
+        nonfinite: What becomes of a step on which an element is NaN or infinite.
+            ``"propagate"`` returns NaN, as torch does; ``"zero"`` makes the whole step
+            0; ``"raise"`` raises an error that names the leaves and counts the
+            elements, under ``jit`` too. A norm that overflows does not make a step
+            of finite elements one of these. To hold back the optimizer's state as
+            well, use `skip_nonfinite`.
+        stop_gradient: See `clip_grad_norm`.
+        per_leaf: Keep each leaf's norm in the state, for
+            ``clip_metrics(opt_state, per_leaf=True)``. Costs no further pass.
         axis_name: See `global_norm`.
 
     Returns:
@@ -53,7 +70,8 @@ def clip_by_global_norm(
     Raises:
         TypeError: ``max_norm`` is no scalar; in ``update``: a leaf is no inexact
             array.
-        ValueError: An argument is out of range.
+        ValueError: An argument is out of range; in ``update``: ``where`` does not fit.
+        RuntimeError: In ``update``: a step is not finite, with ``nonfinite="raise"``.
 
     Example:
         >>> import jax.numpy as jnp, jaxclip, optax
@@ -89,6 +107,10 @@ def clip_by_global_norm(
         clip_leaves_by_global_norm,
         norm_type=check_norm_type(norm_type, "clip_by_global_norm"),
         eps=check_eps("clip_by_global_norm", eps),
+        where=where,
+        nonfinite=nonfinite,
+        stop_gradient=stop_gradient,
+        per_leaf=per_leaf,
         axis_names=check_axis_name(axis_name),
     )
 
@@ -98,6 +120,10 @@ def clip_by_norm(
     norm_type: Scalar = 2.0,
     *,
     eps: Scalar = 1e-6,
+    where: Where | None = None,
+    nonfinite: Nonfinite = "propagate",
+    stop_gradient: bool = False,
+    per_leaf: bool = False,
     axis_name: AxisName = None,
 ) -> optax.GradientTransformationExtraArgs:
     r"""Scale each leaf of the updates so that its own norm is at most ``max_norm``.
@@ -110,6 +136,10 @@ def clip_by_norm(
             array, or a schedule.
         norm_type: p, a positive number or inf.
         eps: Added to each norm, ≥ 0.
+        where: See `clip_by_global_norm`, as for the next three.
+        nonfinite: A leaf that is not finite makes the whole step so.
+        stop_gradient: Take the coefficients for constants in derivatives.
+        per_leaf: Keep each leaf's norm in the state.
         axis_name: See `global_norm`.
 
     Returns:
@@ -139,6 +169,10 @@ def clip_by_norm(
         clip_leaves_by_norm,
         norm_type=check_norm_type(norm_type, "clip_by_norm"),
         eps=check_eps("clip_by_norm", eps),
+        where=where,
+        nonfinite=nonfinite,
+        stop_gradient=stop_gradient,
+        per_leaf=per_leaf,
         axis_names=check_axis_name(axis_name),
     )
 
@@ -193,41 +227,38 @@ def threshold_clip(
     threshold: Threshold,
     clip: Callable[..., Clipped],
     *,
-    check: Callable[[Any, list[jax.Array], str], None] | None = None,
+    where: Where | None = None,
+    per_leaf: bool = False,
     **options: Any,
 ) -> optax.GradientTransformationExtraArgs:
-    """Make a transformation of a clip.
+    """Make a transformation of a clip that is given its threshold.
 
     Args:
         caller: The public function's name, for errors.
         name: The name of its threshold.
         threshold: A number, a scalar array, or a schedule.
-        clip: ``clip(leaves, threshold, **options) -> Clipped``.
-        check: Further refuses trees: ``check(updates, leaves, caller)``.
-        **options: Compile-time constants.
+        clip: ``clip(leaves, threshold, **options) -> Clipped``, which takes
+            ``per_leaf=True`` if this is given it.
+        where: Which leaves to clip.
+        per_leaf: Keep each leaf's norm in the state.
+        **options: Of `transformation`, or compile-time constants for ``clip``.
     """
-    if not callable(threshold):
-        threshold = check_threshold(caller, name, threshold)
 
-    def update(
-        updates: optax.Updates,
-        state: ClipState,
-        params: optax.Params | None = None,
-        **extra_args: Any,
-    ) -> tuple[optax.Updates, ClipState]:
-        del params, extra_args
-        leaves, rebuild = split_leaves(updates, caller)
-        if check is not None:
-            check(updates, leaves, caller)
-        limit = threshold
-        if callable(limit):
-            limit = check_threshold(caller, name, limit(state.count))
-        clipped, state = call_compiled(
-            _clip_and_record, leaves, limit, state, clip=clip, **options
-        )
-        return rebuild(clipped), state
+    def paths(tree: Any) -> tuple[str, ...] | None:
+        if not per_leaf:
+            return None
+        return tuple(path for path, _ in inexact_leaves_with_path(tree))
 
-    return optax.GradientTransformationExtraArgs(init_clip_state, update)
+    return transformation(
+        caller,
+        lambda params: init_clip_state(params, paths(params)),
+        _clip_and_record,
+        checked_threshold(caller, name, threshold),
+        extras=lambda updates, _: ((), {"paths": paths(updates)}),
+        where=where,
+        clip=clip,
+        **options,
+    )
 
 
 def _clip_and_record(
@@ -236,7 +267,13 @@ def _clip_and_record(
     state: ClipState,
     *,
     clip: Callable[..., Clipped],
+    paths: tuple[str, ...] | None,
     **options: Any,
-) -> tuple[list[jax.Array], ClipState]:
+) -> tuple[Clipped, ClipState]:
+    if paths is not None:
+        options["per_leaf"] = True
     clipped = clip(leaves, threshold, **options)
-    return clipped.leaves, record_clip(state, **clipped.metrics)
+    if paths is None or clipped.leaf_norms is None:
+        return clipped, record_clip(state, clipped)
+    leaf_norms = dict(zip(paths, jnp.unstack(clipped.leaf_norms), strict=True))
+    return clipped, record_clip(state, clipped, leaf_norms)

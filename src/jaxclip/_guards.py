@@ -1,21 +1,19 @@
 """What becomes of a step whose updates are not finite."""
 
 from collections.abc import Mapping, Sequence
-from typing import Any, Literal, NamedTuple, get_args
+from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
 import optax
 
-from jaxclip._arguments import check_steps
-from jaxclip._dispatch import call_compiled
-from jaxclip._leaves import split_leaves
-from jaxclip._mesh import AxisName, check_axis_name
+from jaxclip._core.arguments import check_steps
+from jaxclip._core.dispatch import call_compiled
+from jaxclip._core.leaves import split_leaves
+from jaxclip._core.mesh import AxisName, check_axis_name
+from jaxclip._core.nonfinite import raise_if_nonfinite, zero_unless
 from jaxclip._monitoring import count_if
-from jaxclip._nonfinite import raise_if_nonfinite
 from jaxclip._norms import tree_norm
-
-Nonfinite = Literal["propagate", "zero", "raise"]
 
 
 class SkipNonfiniteState(NamedTuple):
@@ -135,50 +133,6 @@ def skip_nonfinite(
     return optax.GradientTransformationExtraArgs(init, update)
 
 
-def check_nonfinite(caller: str, nonfinite: Any) -> Nonfinite:
-    """Refuse what is no policy for updates that are not finite."""
-    if nonfinite not in get_args(Nonfinite):
-        raise ValueError(
-            f"{caller}(nonfinite={nonfinite!r}): expected 'propagate', which passes "
-            "NaN on, 'zero', which makes the whole step 0, or 'raise'."
-        )
-    policy: Nonfinite = nonfinite
-    return policy
-
-
-def settle_nonfinite(
-    updates: Any,
-    leaves: Sequence[jax.Array],
-    finite: jax.Array,
-    *,
-    nonfinite: Nonfinite,
-    caller: str,
-) -> Sequence[jax.Array]:
-    """Apply a policy to what a clip made of updates that may not be finite.
-
-    Args:
-        updates: The tree before it was clipped, for the error.
-        leaves: What the clip made of its leaves.
-        finite: Whether every element of ``updates`` was finite; a boolean scalar.
-        nonfinite: "propagate" returns the leaves as they are. "zero" returns zeros
-            where a step is not finite. "raise" names the leaves that are not.
-        caller: The public function that was called, for the error.
-
-    Returns:
-        The leaves to pass on.
-
-    Raises:
-        RuntimeError: ``nonfinite`` is "raise", and ``finite`` false. While ``finite``
-            is traced, the error comes when the compiled program runs.
-    """
-    if nonfinite == "raise":
-        raise_if_nonfinite(updates, finite, caller)
-    elif nonfinite == "zero":
-        zeroed: list[jax.Array] = call_compiled(_zero_unless, finite, leaves)
-        return zeroed
-    return leaves
-
-
 def _all_finite(
     leaves: Sequence[jax.Array], *, axis_names: tuple[str, ...]
 ) -> jax.Array:
@@ -199,12 +153,8 @@ def update_if(
     """Return what an optimizer makes of a step, or zeros and its state as it was."""
     updates, new_state = inner.update(updates, inner_state, params, **extra_args)
     leaves, rebuild = split_leaves(updates, caller)
-    leaves = call_compiled(_zero_unless, taken, leaves)
+    leaves = call_compiled(zero_unless, taken, leaves)
     return rebuild(leaves), call_compiled(_either, taken, new_state, inner_state)
-
-
-def _zero_unless(condition: jax.Array, leaves: Sequence[jax.Array]) -> list[jax.Array]:
-    return [jnp.where(condition, leaf, jnp.zeros_like(leaf)) for leaf in leaves]
 
 
 def _either(condition: jax.Array, new: Any, old: Any) -> Any:

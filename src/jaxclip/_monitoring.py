@@ -1,18 +1,20 @@
 """What a clip did: the state that it keeps, and how to read it."""
 
+from collections.abc import Sequence
 from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
 import optax
 
-from jaxclip._leaves import accumulation_dtype
+from jaxclip._core.leaves import accumulation_dtype
+from jaxclip._core.scaling import Clipped
 
 
 class ClipState(NamedTuple):
     """What a clipping transformation remembers.
 
-    Its structure, shapes and dtypes are fixed from ``init`` on. The three floats are
+    Its structure, shapes and dtypes are fixed from ``init`` on. The floats are
     float64 if a parameter is float64, otherwise float32. All is 0 before the first
     step: `clip_metrics` reads NaN then, which the state itself may not hold where
     ``jax_debug_nans`` is to find others.
@@ -25,6 +27,10 @@ class ClipState(NamedTuple):
         clipped_norm: The last step's norm after clipping.
         clip_coef: What the last step's gradients were multiplied by. 0 where the true
             coefficient is below the normal numbers of its dtype.
+        last_finite_norm: The norm before clipping of the last step whose elements
+            were all finite.
+        leaf_norms: Each leaf's norm before clipping on the last step, by the path of
+            the leaf; None unless the clip was made with ``per_leaf=True``.
 
     `clip_by_norm` and `clip_by_value` say in their docstrings what norm they keep.
     """
@@ -35,10 +41,14 @@ class ClipState(NamedTuple):
     total_norm: jax.Array
     clipped_norm: jax.Array
     clip_coef: jax.Array
+    last_finite_norm: jax.Array
+    leaf_norms: dict[str, jax.Array] | None = None
 
 
 class ClipMetrics(NamedTuple):
-    """What a clip did on the last step, and how often it has. All scalars.
+    """What a clip did on the last step, and how often it has.
+
+    All are scalars, but for ``leaf_norms``.
 
     Attributes:
         total_norm: The last step's norm before clipping; NaN before the first step.
@@ -51,6 +61,10 @@ class ClipMetrics(NamedTuple):
         count: Steps so far.
         clipped_count: Steps on which the gradients were changed.
         nonfinite_count: Steps on which an element was NaN or infinite.
+        last_finite_norm: The norm before clipping of the last step whose elements
+            were all finite; NaN before the first of these.
+        leaf_norms: Each leaf's norm before clipping on the last step, by the path of
+            the leaf; empty unless asked for.
     """
 
     total_norm: jax.Array
@@ -61,33 +75,43 @@ class ClipMetrics(NamedTuple):
     count: jax.Array  # type: ignore[assignment]  # hides tuple.count, as Optax's do
     clipped_count: jax.Array
     nonfinite_count: jax.Array
+    last_finite_norm: jax.Array
+    leaf_norms: dict[str, jax.Array]
 
 
-def init_clip_state(params: Any) -> ClipState:
-    """Return the state before the first step."""
+def init_clip_state(params: Any, per_leaf: Sequence[str] | None = None) -> ClipState:
+    """Return the state before the first step.
+
+    Args:
+        params: The parameters, of which the dtype is taken.
+        per_leaf: The paths of leaves whose norms are to be kept.
+    """
     # An array for each field: one that stands twice in a state cannot be donated.
     dtype = accumulation_dtype(jax.tree.leaves(params))
+    leaf_norms = None
+    if per_leaf is not None:
+        leaf_norms = {path: jnp.zeros((), dtype) for path in per_leaf}
+    floats = [jnp.zeros((), dtype) for _ in range(4)]
     counts = [jnp.zeros((), jnp.int32) for _ in range(3)]
-    return ClipState(*counts, *[jnp.zeros((), dtype) for _ in range(3)])
+    scalars = dict(zip(ClipState._fields, [*counts, *floats], strict=False))
+    return ClipState(**scalars, leaf_norms=leaf_norms)
 
 
 def record_clip(
-    state: ClipState,
-    *,
-    total_norm: jax.Array,
-    clipped_norm: jax.Array,
-    clip_coef: jax.Array,
-    finite: jax.Array,
+    state: ClipState, clipped: Clipped, leaf_norms: dict[str, jax.Array] | None = None
 ) -> ClipState:
     """Return the state after one more step."""
     dtype = state.total_norm.dtype
+    total_norm = clipped.total_norm.astype(dtype)
     return ClipState(
         count=optax.safe_increment(state.count),
-        clipped_count=count_if(clip_coef < 1, state.clipped_count),
-        nonfinite_count=count_if(~finite, state.nonfinite_count),
-        total_norm=total_norm.astype(dtype),
-        clipped_norm=clipped_norm.astype(dtype),
-        clip_coef=clip_coef.astype(dtype),
+        clipped_count=count_if(clipped.clip_coef < 1, state.clipped_count),
+        nonfinite_count=count_if(~clipped.finite, state.nonfinite_count),
+        total_norm=total_norm,
+        clipped_norm=clipped.clipped_norm.astype(dtype),
+        clip_coef=clipped.clip_coef.astype(dtype),
+        last_finite_norm=jnp.where(clipped.finite, total_norm, state.last_finite_norm),
+        leaf_norms=jax.tree.map(lambda norm: norm.astype(dtype), leaf_norms),
     )
 
 
@@ -96,7 +120,7 @@ def count_if(happened: jax.Array, count: jax.Array) -> jax.Array:
     return jnp.where(happened, optax.safe_increment(count), count)
 
 
-def clip_metrics(opt_state: Any) -> ClipMetrics:
+def clip_metrics(opt_state: Any, *, per_leaf: bool = False) -> ClipMetrics:
     """Find the state of a clip in an optimizer's state, and read it.
 
     Works in and out of ``jit``, for the state of a chain and for states wrapped by
@@ -105,13 +129,15 @@ def clip_metrics(opt_state: Any) -> ClipMetrics:
 
     Args:
         opt_state: An optimizer state that holds one `ClipState`.
+        per_leaf: Also return the norm of each leaf, of a clip that was made with
+            ``per_leaf=True``.
 
     Returns:
-        Scalars, ready to be logged.
+        Scalars, ready to be logged, and with ``per_leaf`` a dictionary of them.
 
     Raises:
         ValueError: There is no `ClipState` in it, or more than one; the error says
-            where they are.
+            where they are. Or ``per_leaf`` is set, and it holds no norms of leaves.
 
     Example:
         >>> import jax.numpy as jnp, jaxclip, optax
@@ -142,16 +168,22 @@ def clip_metrics(opt_state: Any) -> ClipMetrics:
             f"clip_metrics: found {len(found)} ClipStates, expected one. Pass the one "
             f"you mean: {places}."
         )
-    return _read(ClipState(*map(jnp.asarray, found[0][1])))
+    state: ClipState = jax.tree.map(jnp.asarray, found[0][1])
+    if per_leaf and state.leaf_norms is None:
+        raise ValueError(
+            "clip_metrics(per_leaf=True): this clip keeps no norms of leaves. Make it "
+            "with per_leaf=True, such as clip_by_global_norm(1.0, per_leaf=True)."
+        )
+    return _read(state, per_leaf)
 
 
-def _read(state: ClipState) -> ClipMetrics:
+def _read(state: ClipState, per_leaf: bool) -> ClipMetrics:
     dtype = state.total_norm.dtype
     begun = state.count > 0
     steps = jnp.maximum(state.count, 1).astype(dtype)
 
-    def known(value: jax.Array) -> jax.Array:
-        return jnp.where(begun, value, jnp.nan)
+    def known(value: jax.Array, condition: jax.Array = begun) -> jax.Array:
+        return jnp.where(condition, value, jnp.nan)
 
     return ClipMetrics(
         total_norm=known(state.total_norm),
@@ -162,4 +194,12 @@ def _read(state: ClipState) -> ClipMetrics:
         count=state.count,
         clipped_count=state.clipped_count,
         nonfinite_count=state.nonfinite_count,
+        last_finite_norm=known(
+            state.last_finite_norm, state.count > state.nonfinite_count
+        ),
+        leaf_norms={
+            path: known(norm) for path, norm in (state.leaf_norms or {}).items()
+        }
+        if per_leaf
+        else {},
     )

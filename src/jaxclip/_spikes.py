@@ -8,11 +8,11 @@ import jax.numpy as jnp
 import optax
 from jax import lax
 
-from jaxclip._arguments import Scalar, check_scalar, check_steps
-from jaxclip._dispatch import call_compiled
+from jaxclip._core.arguments import Scalar, check_scalar, check_steps
+from jaxclip._core.dispatch import call_compiled
+from jaxclip._core.leaves import accumulation_dtype, split_leaves
+from jaxclip._core.mesh import AxisName, check_axis_name, mesh_axes_of
 from jaxclip._guards import tally, update_if, zero_counts
-from jaxclip._leaves import accumulation_dtype, split_leaves
-from jaxclip._mesh import AxisName, check_axis_name, mesh_axes_of
 from jaxclip._monitoring import count_if
 from jaxclip._norms import tree_norm
 

@@ -1,0 +1,1 @@
+"""What the clips are made of: arguments, leaves, sums, scaling, the mesh."""
