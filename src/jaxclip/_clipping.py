@@ -1,10 +1,10 @@
 """Optax transformations that clip by a given threshold."""
 
+import functools
 from collections.abc import Callable
 from typing import Any
 
 import jax
-import jax.numpy as jnp
 import optax
 
 from jaxclip._clip_grad import (
@@ -16,7 +16,7 @@ from jaxclip._clip_grad import (
 from jaxclip._core.arguments import Scalar, check_eps
 from jaxclip._core.mesh import AxisName, check_axis_name
 from jaxclip._core.nonfinite import Nonfinite
-from jaxclip._core.paths import Where, inexact_leaves_with_path
+from jaxclip._core.paths import Where
 from jaxclip._core.scaling import Clipped
 from jaxclip._core.transformation import Threshold, checked_threshold, transformation
 from jaxclip._monitoring import ClipState, init_clip_state, record_clip
@@ -227,7 +227,6 @@ def threshold_clip(
     threshold: Threshold,
     clip: Callable[..., Clipped],
     *,
-    where: Where | None = None,
     per_leaf: bool = False,
     **options: Any,
 ) -> optax.GradientTransformationExtraArgs:
@@ -239,23 +238,16 @@ def threshold_clip(
         threshold: A number, a scalar array, or a schedule.
         clip: ``clip(leaves, threshold, **options) -> Clipped``, which takes
             ``per_leaf=True`` if this is given it.
-        where: Which leaves to clip.
         per_leaf: Keep each leaf's norm in the state.
         **options: Of `transformation`, or compile-time constants for ``clip``.
     """
-
-    def paths(tree: Any) -> tuple[str, ...] | None:
-        if not per_leaf:
-            return None
-        return tuple(path for path, _ in inexact_leaves_with_path(tree))
-
+    if per_leaf:
+        options["per_leaf"] = True
     return transformation(
         caller,
-        lambda params: init_clip_state(params, paths(params)),
+        functools.partial(init_clip_state, per_leaf=per_leaf),
         _clip_and_record,
         checked_threshold(caller, name, threshold),
-        extras=lambda updates, _: ((), {"paths": paths(updates)}),
-        where=where,
         clip=clip,
         **options,
     )
@@ -267,13 +259,7 @@ def _clip_and_record(
     state: ClipState,
     *,
     clip: Callable[..., Clipped],
-    paths: tuple[str, ...] | None,
     **options: Any,
 ) -> tuple[Clipped, ClipState]:
-    if paths is not None:
-        options["per_leaf"] = True
     clipped = clip(leaves, threshold, **options)
-    if paths is None or clipped.leaf_norms is None:
-        return clipped, record_clip(state, clipped)
-    leaf_norms = dict(zip(paths, jnp.unstack(clipped.leaf_norms), strict=True))
-    return clipped, record_clip(state, clipped, leaf_norms)
+    return clipped, record_clip(state, clipped)

@@ -1,13 +1,13 @@
 """What a clip did: the state that it keeps, and how to read it."""
 
-from collections.abc import Sequence
 from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
 import optax
 
-from jaxclip._core.leaves import accumulation_dtype
+from jaxclip._core.leaves import accumulation_dtype, has_norm
+from jaxclip._core.paths import inexact_leaves_with_path
 from jaxclip._core.scaling import Clipped
 
 
@@ -29,8 +29,8 @@ class ClipState(NamedTuple):
             coefficient is below the normal numbers of its dtype.
         last_finite_norm: The norm before clipping of the last step whose elements
             were all finite.
-        leaf_norms: Each leaf's norm before clipping on the last step, by the path of
-            the leaf; None unless the clip was made with ``per_leaf=True``.
+        leaf_norms: Each leaf's norm before clipping on the last step, in a tree like
+            the parameters; None unless the clip was made with ``per_leaf=True``.
 
     `clip_by_norm` and `clip_by_value` say in their docstrings what norm they keep.
     """
@@ -42,7 +42,7 @@ class ClipState(NamedTuple):
     clipped_norm: jax.Array
     clip_coef: jax.Array
     last_finite_norm: jax.Array
-    leaf_norms: dict[str, jax.Array] | None = None
+    leaf_norms: Any = None
 
 
 class ClipMetrics(NamedTuple):
@@ -79,27 +79,32 @@ class ClipMetrics(NamedTuple):
     leaf_norms: dict[str, jax.Array]
 
 
-def init_clip_state(params: Any, per_leaf: Sequence[str] | None = None) -> ClipState:
+def init_clip_state(params: Any, *, per_leaf: bool = False) -> ClipState:
     """Return the state before the first step.
 
     Args:
         params: The parameters, of which the dtype is taken.
-        per_leaf: The paths of leaves whose norms are to be kept.
+        per_leaf: Keep each leaf's norm.
     """
-    # An array for each field: one that stands twice in a state cannot be donated.
     dtype = accumulation_dtype(jax.tree.leaves(params))
-    leaf_norms = None
-    if per_leaf is not None:
-        leaf_norms = {path: jnp.zeros((), dtype) for path in per_leaf}
-    floats = [jnp.zeros((), dtype) for _ in range(4)]
-    counts = [jnp.zeros((), jnp.int32) for _ in range(3)]
-    scalars = dict(zip(ClipState._fields, [*counts, *floats], strict=False))
-    return ClipState(**scalars, leaf_norms=leaf_norms)
+
+    def zero(leaf: Any) -> jax.Array | None:
+        return jnp.zeros((), dtype) if has_norm(leaf) else None
+
+    # An array for each field: one that stands twice in a state cannot be donated.
+    return ClipState(
+        count=jnp.zeros((), jnp.int32),
+        clipped_count=jnp.zeros((), jnp.int32),
+        nonfinite_count=jnp.zeros((), jnp.int32),
+        total_norm=jnp.zeros((), dtype),
+        clipped_norm=jnp.zeros((), dtype),
+        clip_coef=jnp.zeros((), dtype),
+        last_finite_norm=jnp.zeros((), dtype),
+        leaf_norms=jax.tree.map(zero, params) if per_leaf else None,
+    )
 
 
-def record_clip(
-    state: ClipState, clipped: Clipped, leaf_norms: dict[str, jax.Array] | None = None
-) -> ClipState:
+def record_clip(state: ClipState, clipped: Clipped) -> ClipState:
     """Return the state after one more step."""
     dtype = state.total_norm.dtype
     total_norm = clipped.total_norm.astype(dtype)
@@ -111,8 +116,22 @@ def record_clip(
         clipped_norm=clipped.clipped_norm.astype(dtype),
         clip_coef=clipped.clip_coef.astype(dtype),
         last_finite_norm=jnp.where(clipped.finite, total_norm, state.last_finite_norm),
-        leaf_norms=jax.tree.map(lambda norm: norm.astype(dtype), leaf_norms),
+        leaf_norms=_record_leaves(state, clipped.leaf_norms),
     )
+
+
+def _record_leaves(state: ClipState, norms: jax.Array | None) -> Any:
+    if norms is None:
+        return None
+    scalars = jnp.unstack(norms.astype(state.total_norm.dtype))
+    leaves, structure = jax.tree.flatten(state.leaf_norms)
+    if len(leaves) != len(scalars):
+        raise ValueError(
+            f"got updates with {len(scalars)} leaves, expected {len(leaves)}, as many "
+            "as the parameters had that init was given: per_leaf=True keeps a norm of "
+            "each. Give init the same tree."
+        )
+    return jax.tree.unflatten(structure, scalars)
 
 
 def count_if(happened: jax.Array, count: jax.Array) -> jax.Array:
@@ -198,8 +217,8 @@ def _read(state: ClipState, per_leaf: bool) -> ClipMetrics:
             state.last_finite_norm, state.count > state.nonfinite_count
         ),
         leaf_norms={
-            path: known(norm) for path, norm in (state.leaf_norms or {}).items()
-        }
-        if per_leaf
-        else {},
+            path: known(norm)
+            for path, norm in inexact_leaves_with_path(state.leaf_norms)
+            if per_leaf
+        },
     )

@@ -221,7 +221,8 @@ def _stands_out(
 ) -> jax.Array:
     """Whether a value is an outlier, above the last ``known`` ones of a history."""
     dtype = history.dtype
-    held = jnp.arange(history.shape[0]) >= history.shape[0] - known
+    slots = jnp.arange(history.shape[0], dtype=jnp.int32)
+    held = slots >= history.shape[0] - known
     # What is added to all the values, or multiplies them, changes nothing. So take
     # them as differences from this one, which are exact where it is one of many that
     # are equal, and bring these to 1, so that no square leaves the range of the dtype.

@@ -4,6 +4,7 @@ A process of its own, because the number of devices is fixed when JAX starts.
 """
 
 import jax
+import jax.numpy as jnp
 import numpy as np
 import pytest
 from jax.sharding import AxisType, NamedSharding
@@ -14,9 +15,9 @@ from tests.contract.cases import CASES
 
 BOTH = ("x", "y")
 GRADS = {
-    "w": np.float32([[3.0, 0.0], [0.5, -0.25]]),
-    "v": np.float32([[2.0, -1.0]]),
-    "b": np.float32([1.0, -0.5, 0.25, -2.0]),
+    "w": np.float32([[3.0, 0.0, 0.5, -0.25], [0.5, -0.25, 1.5, 1.0]]),
+    "v": np.float32([[2.0, -1.0, 0.5, 0.25]]),
+    "b": np.float32([1.0, -0.5, 0.25, -2.0, 1.0, 0.5, -0.5, 0.25]),
 }
 # A leaf over both axes, one over one axis, one on every device.
 SPECS = {"w": P(*BOTH), "v": P(None, "y"), "b": P()}
@@ -29,44 +30,112 @@ def case(request):
 
 @pytest.fixture(scope="module")
 def mesh():
-    assert jax.device_count() == 4
-    return jax.make_mesh((2, 2), BOTH, axis_types=(AxisType.Auto,) * 2)
+    assert jax.device_count() == 8
+    return jax.make_mesh((2, 4), BOTH, axis_types=(AxisType.Auto,) * 2)
+
+
+def run(clip):
+    """Return a function that takes three steps, one of which is not finite."""
+
+    def step(state, scale_and_bad, grads, params):
+        scale, bad = scale_and_bad
+        # NaN on one shard alone, of the leaf that is sharded most.
+        spoilt = jnp.where(bad & (grads["w"] > 2), jnp.nan, grads["w"])
+        grads = jax.tree.map(lambda leaf: leaf * scale, grads | {"w": spoilt})
+        updates, state = clip.update(grads, state, params)
+        return state, updates
+
+    def steps(grads, state, params):
+        updates = []
+        for scale_and_bad in ((1.0, False), (2.0, True), (3.0, False)):
+            state, update = step(state, scale_and_bad, grads, params)
+            updates.append(update)
+        return [updates[0], updates[-1]], state
+
+    return steps
+
+
+def specs_of_state(clip, grads, specs):
+    """Replicated, but for what is like the parameters."""
+    state = jax.tree.map(lambda _: P(), jax.eval_shape(clip.init, grads))
+    return state._replace(rms=specs) if hasattr(state, "rms") else state
 
 
 def assert_as_unsharded(case, grads, got):
     clip = case.make()
-    expected = clip.update(grads, clip.init(grads))
+    expected = jax.jit(run(clip))(grads, clip.init(grads), params_like(grads))
     # Sums over shards are taken in another order.
-    assert_trees_close(got, expected, rtol=1e-6, atol=0.0)
+    assert_trees_close(got, expected, rtol=3e-6, atol=0.0)
+
+
+def params_like(grads):
+    return jax.tree.map(lambda leaf: np.sign(leaf) + np.float32(0.25), grads)
 
 
 def in_shard_map(clip, grads, mesh, specs, **options):
-    both = (specs, P())
-    update = jax.shard_map(
-        clip.update, mesh=mesh, in_specs=both, out_specs=both, **options
+    state_specs = specs_of_state(clip, grads, specs)
+    steps = jax.shard_map(
+        run(clip),
+        mesh=mesh,
+        in_specs=(specs, state_specs, specs),
+        out_specs=([specs, specs], state_specs),
+        **options,
     )
-    return jax.jit(update)(grads, clip.init(grads))
+    return jax.jit(steps)(grads, clip.init(grads), params_like(grads))
 
 
 def test_in_shard_map_the_types_of_leaves_say_how_they_are_sharded(case, mesh):
-    # Where they do, a name that is given too changes nothing.
-    for clip in (case.make(), case.make(axis_name=BOTH)):
+    clip = case.make(specs=SPECS) if case.shards == "specs" else case.make()
+    assert_as_unsharded(case, GRADS, in_shard_map(clip, GRADS, mesh, SPECS))
+    if case.shards == "axis_name":
+        # Where they do, a name that is given too changes nothing.
+        clip = case.make(axis_name=BOTH)
         assert_as_unsharded(case, GRADS, in_shard_map(clip, GRADS, mesh, SPECS))
 
 
-def test_in_shard_map_without_such_types_axis_name_says_it(case, mesh):
+def test_in_shard_map_without_such_types_an_argument_says_it(case, mesh):
+    if case.shards is None:
+        pytest.skip("takes the parameters' shards from types alone")
     grads = {"w": GRADS["w"], "b": GRADS["b"]}
     specs = {"w": P(*BOTH), "b": P(BOTH)}
-    clip = case.make(axis_name=BOTH)
-    got = in_shard_map(clip, grads, mesh, specs, check_vma=False)
+    told = {"axis_name": BOTH} if case.shards == "axis_name" else {"specs": specs}
+    got = in_shard_map(case.make(**told), grads, mesh, specs, check_vma=False)
     assert_as_unsharded(case, grads, got)
 
 
-def test_under_jit_with_sharded_arrays(case, mesh):
+@pytest.mark.parametrize("axis_type", [AxisType.Auto, AxisType.Explicit])
+def test_under_jit_with_sharded_arrays(case, axis_type):
+    mesh = jax.make_mesh((2, 4), BOTH, axis_types=(axis_type,) * 2)
     clip = case.make()
     shardings = {name: NamedSharding(mesh, spec) for name, spec in SPECS.items()}
-    grads = jax.device_put(GRADS, shardings)
-    updates, state = jax.jit(clip.update)(grads, clip.init(grads))
+    with jax.set_mesh(mesh):
+        grads, params = jax.device_put((GRADS, params_like(GRADS)), (shardings,) * 2)
+        updates, state = jax.jit(run(clip))(grads, clip.init(params), params)
     assert_as_unsharded(case, GRADS, (updates, state))
-    for name, leaf in updates.items():
+    for name, leaf in updates[0].items():
         assert leaf.sharding.is_equivalent_to(shardings[name], leaf.ndim)
+
+
+def test_in_pmap_axis_name_says_what_is_sharded(case):
+    if case.shards != "axis_name":
+        pytest.skip("knows no axis of pmap")
+    clip = case.make(axis_name="x")
+    grads = {"w": np.tile(GRADS["w"], (2, 2)), "b": np.tile(GRADS["b"], 4)}
+
+    def shard(leaf):
+        return leaf.reshape(8, -1)
+
+    def whole(leaf, like):
+        return leaf.reshape(like.shape)
+
+    params = params_like(grads)
+    state = clip.init(jax.tree.map(lambda leaf: shard(leaf)[0], grads))
+    steps = jax.pmap(run(clip), axis_name="x", in_axes=(0, None, 0))
+    updates, states = steps(
+        jax.tree.map(shard, grads), state, jax.tree.map(shard, params)
+    )
+    updates = [jax.tree.map(whole, update, grads) for update in updates]
+    state = jax.tree.map(lambda leaf: leaf[0], states)
+    if hasattr(states, "rms"):
+        state = state._replace(rms=jax.tree.map(whole, states.rms, grads))
+    assert_as_unsharded(case, grads, (updates, state))

@@ -1,6 +1,7 @@
 """Where arrays lie on a mesh of devices, and scalars over all of its shards."""
 
 from collections.abc import Sequence
+from typing import Any
 
 import jax
 import jax.numpy as jnp
@@ -45,15 +46,55 @@ def on_all_shards(condition: jax.Array, mesh_axes: tuple[str, ...]) -> jax.Array
 
 
 def largest(value: jax.Array, mesh_axes: tuple[str, ...]) -> jax.Array:
-    """Return the largest of a scalar's values over the shards."""
+    """Return the largest of the shards' values ≥ 0; NaN if one is."""
     axes = mesh_axes_of(value, mesh_axes)
-    return lax.pmax(value, axes) if axes else value
+    return _from_bits(lax.pmax(_to_bits(value), axes), value.dtype) if axes else value
 
 
 def smallest(value: jax.Array, mesh_axes: tuple[str, ...]) -> jax.Array:
-    """Return the smallest of a scalar's values over the shards."""
+    """Return the smallest of the shards' values; of floats ≥ 0, NaN if one is."""
     axes = mesh_axes_of(value, mesh_axes)
-    return lax.pmin(value, axes) if axes else value
+    if not axes or jnp.issubdtype(value.dtype, jnp.integer):
+        return lax.pmin(value, axes) if axes else value
+    nans = lax.pmax(jnp.isnan(value).astype(jnp.int32), axes)
+    return jnp.where(nans > 0, jnp.nan, lax.pmin(value, axes))
+
+
+@jax.custom_jvp
+def largest_element(array: jax.Array) -> jax.Array:
+    """Return the largest of the elements ≥ 0, NaN if one is, and 0 if there is none.
+
+    By their bits, whose order is that of the numbers, with NaN above all. The largest
+    of floats, taken over several devices, forgets a NaN that is not on the first.
+    """
+    return _from_bits(jnp.max(_to_bits(array), initial=0), array.dtype)
+
+
+@largest_element.defjvp
+def _largest_element_jvp(
+    primals: tuple[jax.Array], tangents: tuple[jax.Array]
+) -> tuple[jax.Array, jax.Array]:
+    (array,), (tangent,) = primals, tangents
+    largest = largest_element(array)
+    share = (array == largest).astype(array.dtype)
+    share = share / jnp.maximum(jnp.sum(share), 1.0)
+    return largest, jnp.sum(share * tangent)
+
+
+def smallest_coefficient(array: jax.Array) -> jax.Array:
+    """Return the smallest of the elements and 1; NaN if one is."""
+    nan = jnp.any(jnp.isnan(array))
+    return jnp.where(nan, jnp.nan, jnp.min(array, initial=1.0))
+
+
+def _to_bits(array: jax.Array) -> jax.Array:
+    # The magnitude clears the sign of NaN.
+    bits = jnp.int64 if array.dtype == jnp.float64 else jnp.int32
+    return lax.bitcast_convert_type(jnp.abs(array), bits)
+
+
+def _from_bits(bits: jax.Array, dtype: Any) -> jax.Array:
+    return lax.bitcast_convert_type(bits, dtype)
 
 
 def within(axes: tuple[str, ...], array: jax.Array) -> tuple[str, ...]:

@@ -10,7 +10,7 @@ import numpy as np
 from jax import lax
 
 from jaxclip._core.leaves import accumulation_dtype
-from jaxclip._core.mesh import mesh_axes_of
+from jaxclip._core.mesh import largest, largest_element, mesh_axes_of
 
 
 class Layout(NamedTuple):
@@ -98,9 +98,13 @@ class Groups(NamedTuple):
 
     def largest(self) -> jax.Array:
         """Return each group's largest magnitude; 0 for a group without elements."""
-        scalars = [jnp.max(leaf, initial=0.0) for leaf in self.magnitudes()]
-        largest = self.layout.over_groups(scalars, jnp.maximum, lax.pmax)
-        return stack(largest, self.dtype)
+        scalars = [largest_element(leaf) for leaf in self.magnitudes()]
+        totals = self.layout.over_groups(
+            scalars,
+            jnp.maximum,
+            lambda values, axes: [largest(value, axes) for value in values],
+        )
+        return stack(totals, self.dtype)
 
 
 def stack(scalars: Sequence[jax.Array | None], dtype: Any) -> jax.Array:

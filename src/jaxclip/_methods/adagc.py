@@ -7,7 +7,7 @@ import jax.numpy as jnp
 import optax
 
 from jaxclip._core.arguments import Scalar, check_between, check_steps, check_threshold
-from jaxclip._core.leaves import accumulation_dtype
+from jaxclip._core.leaves import accumulation_dtype, has_norm
 from jaxclip._core.mesh import AxisName, check_axis_name
 from jaxclip._core.nonfinite import Nonfinite
 from jaxclip._core.scaling import ClipFactors, Clipped, clip_factors, scale_each

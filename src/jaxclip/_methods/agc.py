@@ -10,7 +10,14 @@ from jax.sharding import PartitionSpec
 
 from jaxclip._core.arguments import Scalar, check_eps
 from jaxclip._core.leaves import accumulation_dtype
-from jaxclip._core.mesh import largest, on_all_shards, smallest, varying_axes
+from jaxclip._core.mesh import (
+    largest,
+    largest_element,
+    on_all_shards,
+    smallest,
+    smallest_coefficient,
+    varying_axes,
+)
 from jaxclip._core.nonfinite import Nonfinite
 from jaxclip._core.paths import (
     Where,
@@ -220,10 +227,12 @@ def _clip_units(
 
     def largest_ratio(values: Sequence[jax.Array]) -> jax.Array:
         ratios = map(_ratio, values, weights)
-        return largest(_join(jnp.max, ratios, 0.0, dtype), mesh)
+        return largest(_join(largest_element, ratios, 0.0, dtype), mesh)
 
     coefs = (factor.clip_coef for factor in factors)
-    finite = (norm.finite.astype(dtype) for norm in gradients)
+    finite = jnp.stack(
+        [jnp.all(norm.finite) for norm in gradients] or [jnp.array(True)]
+    )
     clipped = Clipped(
         leaves=[
             scale_leaf(leaf, factor.unit, factor.length)
@@ -233,8 +242,8 @@ def _clip_units(
         clipped_norm=largest_ratio(
             [f.norm_after(n) for f, n in zip(factors, gradients, strict=True)]
         ),
-        clip_coef=smallest(_join(jnp.min, coefs, 1.0, dtype), mesh),
-        finite=on_all_shards(_join(jnp.min, finite, 1.0, dtype) == 1, mesh),
+        clip_coef=smallest(_join(smallest_coefficient, coefs, 1.0, dtype), mesh),
+        finite=on_all_shards(finite, mesh),
     )
     return clipped, record_clip(state, clipped)
 
@@ -246,8 +255,8 @@ def _ratio(norm: jax.Array, weight: jax.Array) -> jax.Array:
 
 
 def _join(
-    reduce: Callable[..., jax.Array], arrays: Any, initial: float, dtype: Any
+    reduce: Callable[[jax.Array], jax.Array], arrays: Any, none: float, dtype: Any
 ) -> jax.Array:
     """Reduce arrays to one scalar."""
-    scalars = [reduce(array, initial=initial) for array in arrays]
-    return reduce(jnp.stack(scalars)) if scalars else jnp.asarray(initial, dtype)
+    scalars = [reduce(array) for array in arrays]
+    return reduce(jnp.stack(scalars)) if scalars else jnp.asarray(none, dtype)

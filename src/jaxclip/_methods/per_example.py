@@ -364,7 +364,9 @@ def _weighted_sum(
 ) -> jax.Array:
     """Sum over the examples that are kept, each times its two factors."""
     column = (len(kept), *[1] * (leaf.ndim - 1))  # (batch, 1, ...)
-    wide = leaf.astype(jnp.promote_types(leaf.dtype, jnp.float32))
+    wide = leaf
+    if not jnp.iscomplexobj(leaf):
+        wide = leaf.astype(accumulation_dtype([leaf]))
     # NaN times 0 is NaN.
     wide = jnp.where(kept.reshape(column), wide, jnp.zeros((), wide.dtype))
     scaled = scale_leaf(wide, unit.reshape(column), length.reshape(column))
