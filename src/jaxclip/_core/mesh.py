@@ -5,6 +5,7 @@ from typing import Any
 
 import jax
 import jax.numpy as jnp
+import numpy as np
 from jax import lax
 
 AxisName = str | Sequence[str] | None
@@ -64,10 +65,20 @@ def smallest(value: jax.Array, mesh_axes: tuple[str, ...]) -> jax.Array:
 def largest_element(array: jax.Array) -> jax.Array:
     """Return the largest of the elements ≥ 0, NaN if one is, and 0 if there is none.
 
-    By their bits, whose order is that of the numbers, with NaN above all. The largest
-    of floats, taken over several devices, forgets a NaN that is not on the first.
+    The largest of floats, taken over several devices, forgets a NaN that is not on the
+    first. So NaN is looked for too, in the same pass.
     """
-    return _from_bits(jnp.max(_to_bits(array), initial=0), array.dtype)
+    zero = np.zeros((), array.dtype)
+    largest, nan = lax.reduce(
+        (array, jnp.isnan(array)),
+        (zero, np.bool_(False)),
+        lambda one, other: (
+            lax.max(one[0], other[0]),
+            lax.bitwise_or(one[1], other[1]),
+        ),
+        tuple(range(array.ndim)),
+    )
+    return jnp.where(nan, jnp.nan, largest)
 
 
 @largest_element.defjvp
