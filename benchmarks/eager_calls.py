@@ -1,12 +1,10 @@
 """What a clip costs outside ``jit``: one compiled call, or an operation at a time.
 
-Usage: ``python benchmarks/eager_calls.py [LEAVES ...]``, by default 148 and 500 leaves
-of (64, 64) in float32. Every figure is a median over rounds in which the candidates
-take turns, so that a busy machine slows all of them alike.
+Usage: ``python -m benchmarks.eager_calls [LEAVES ...]``, by default 148 and 2000 leaves
+of (64, 64) in float32.
 """
 
 import sys
-import time
 from collections.abc import Callable
 from typing import Any
 
@@ -16,10 +14,10 @@ import numpy as np
 import optax
 import torch
 from rich.console import Console
-from rich.progress import track
 from rich.table import Table
 
 import jaxclip
+from benchmarks.timing import hardware, in_turns, milliseconds, ratio
 
 ROUNDS = 15
 COMPILED = "jaxclip.clip_grad_norm, compiled"
@@ -49,38 +47,33 @@ def candidates(leaves: int) -> dict[str, Callable[[], Any]]:
     }
 
 
-def milliseconds(call: Callable[[], Any]) -> float:
-    """Time one call, to its last result."""
-    start = time.perf_counter()
-    jax.block_until_ready(call())
-    return (time.perf_counter() - start) * 1e3
-
-
-def main() -> None:
-    """Time every candidate and print a table for each number of leaves."""
-    for leaves in [int(argument) for argument in sys.argv[1:]] or [148, 500]:
-        calls = candidates(leaves)
-        first = {name: milliseconds(call) for name, call in calls.items()}
-        rounds: dict[str, list[float]] = {name: [] for name in calls}
-        for _ in track(range(ROUNDS), description=f"{leaves} leaves"):
-            for name, call in calls.items():
-                rounds[name].append(milliseconds(call))
-
-        table = Table(
-            "called outside jit",
-            "median ms",
-            "× compiled",
-            "first call ms",
-            title=f"{leaves} leaves of (64, 64), float32",
+def table_of(leaves: int) -> Table:
+    """Time every candidate on so many leaves."""
+    calls = candidates(leaves)
+    first = {name: milliseconds(call) for name, call in calls.items()}
+    times = in_turns(calls, ROUNDS, f"{leaves} leaves")
+    table = Table(
+        "called outside jit",
+        "median ms",
+        "× compiled",
+        "first call ms",
+        title=f"{leaves} leaves of (64, 64) float32, called eagerly; {hardware()}",
+    )
+    for name, values in times.items():
+        table.add_row(
+            name,
+            f"{np.median(values):.2f}",
+            f"{ratio(values, times[COMPILED]):.2f}",
+            f"{first[name]:.0f}",
         )
-        unit = np.array(rounds[COMPILED])
-        for name, times in rounds.items():
-            ratio = np.median(np.array(times) / unit)
-            table.add_row(
-                name, f"{np.median(times):.2f}", f"{ratio:.2f}", f"{first[name]:.0f}"
-            )
-        Console().print(table)
+    Console(width=100).print(table)
+    return table
+
+
+def main(*leaves: int) -> list[Table]:
+    """Print a table for each number of leaves."""
+    return [table_of(count) for count in leaves or (148, 2000)]
 
 
 if __name__ == "__main__":
-    main()
+    main(*map(int, sys.argv[1:]))

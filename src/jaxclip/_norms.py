@@ -14,7 +14,7 @@ from jaxclip._core.dispatch import call_compiled
 from jaxclip._core.exact_norms import TreeNorm, exact_norms, scaled_norms
 from jaxclip._core.leaves import split_leaves
 from jaxclip._core.mesh import AxisName, check_axis_name
-from jaxclip._core.sums import Groups, power_of, root_of
+from jaxclip._core.sums import Groups, base_of, power_of, root_of
 
 
 def global_norm(
@@ -142,7 +142,9 @@ def _norms(groups: Groups, power: float, negligible: Scalar) -> TreeNorm:
     if power not in (1.0, 2.0):
         return exact_norms(groups, power)
 
-    sums = groups.sums(lambda magnitudes, _: power_of(magnitudes, power))
+    sums = groups.sums(
+        lambda leaf, _: power_of(base_of(leaf, power, groups.dtype), power)
+    )
     info = jnp.finfo(groups.dtype)
     # Terms below `tiny` are lost; that shows in no sum above `low`.
     low = np.maximum(groups.sizes(), 1) * (float(info.tiny) / float(info.eps))

@@ -10,7 +10,7 @@ from jax import lax
 
 from jaxclip._core.arguments import Scalar, check_scalar, check_steps
 from jaxclip._core.dispatch import call_compiled
-from jaxclip._core.leaves import accumulation_dtype, split_leaves
+from jaxclip._core.leaves import accumulation_dtype, saturate, split_leaves
 from jaxclip._core.mesh import AxisName, check_axis_name, mesh_axes_of
 from jaxclip._guards import tally, update_if, zero_counts
 from jaxclip._monitoring import count_if
@@ -198,8 +198,7 @@ def _judge(
         norm = tree_norm(leaves, norm_type=2.0, axis_names=axis_names)
         finite &= norm.finite
         # The norm of finite gradients may overflow, and counts as the largest number.
-        bound = float(jnp.finfo(norms.dtype).max)
-        length = jnp.minimum(norm.value, bound).astype(norms.dtype)
+        length = saturate(norm.value, norms.dtype)
         spike |= _stands_out(norms, state.known, length, sigmas)
         norms = _append(norms, length)
 

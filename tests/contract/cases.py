@@ -80,7 +80,11 @@ def labels(updates):
 
 def per_example_clip(max_norm):
     """Clip batches of one, whose gradients the other rows are given."""
-    batch = optax.stateless(lambda updates, _: jax.tree.map(lambda x: x[None], updates))
+
+    def add_axis(leaf):
+        return leaf if leaf.dtype == jax.dtypes.float0 else leaf[None]
+
+    batch = optax.stateless(lambda updates, _: jax.tree.map(add_axis, updates))
     return optax.chain(batch, jaxclip.per_example_clip(max_norm, axis_name=()))
 
 

@@ -9,7 +9,7 @@ import jax.numpy as jnp
 import numpy as np
 from jax import lax
 
-from jaxclip._core.sums import Groups, Layout, power_of, root_of, stack
+from jaxclip._core.sums import Groups, Layout, base_of, power_of, root_of, stack
 
 
 class TreeNorm(NamedTuple):
@@ -42,8 +42,8 @@ def exact_norms(groups: Groups, power: float) -> TreeNorm:
         return scaled_norms(groups, power)
 
     def wide() -> TreeNorm:
-        norms = _wide_norms(groups.magnitudes(), groups.layout, power)
-        return TreeNorm(*norms)
+        bases = [base_of(leaf, power, groups.dtype) for leaf in groups.leaves]
+        return TreeNorm(*_wide_norms(bases, groups.layout, power))
 
     norms: TreeNorm = lax.platform_dependent(
         cpu=wide,
@@ -57,7 +57,7 @@ def exact_norms(groups: Groups, power: float) -> TreeNorm:
 def scaled_norms(groups: Groups, power: float | jax.Array) -> TreeNorm:
     """Divide each group by its largest magnitude before taking powers."""
     # No norm depends on what each group is divided by: these are constants.
-    largest = lax.stop_gradient(groups.largest())
+    largest = groups.detached().bounds()
     ordinary = (largest > 0) & (largest < jnp.inf)
     # What a conditional returns XLA computes only once. It would otherwise merge the
     # maximum over all the leaves into the sum over each, and compile for minutes.
@@ -70,17 +70,20 @@ def scaled_norms(groups: Groups, power: float | jax.Array) -> TreeNorm:
     step = jnp.where(scales > 1.0, 0.125, 1.0).astype(groups.dtype)
     steps, rests = jnp.unstack(step), jnp.unstack(1.0 / (scales * step))
 
-    def term(magnitudes: jax.Array, index: int) -> jax.Array:
-        return power_of(magnitudes * steps[index] * rests[index], power)
+    def term(leaf: jax.Array, index: int) -> jax.Array:
+        scaled = base_of(leaf, power, groups.dtype)
+        for factor in (steps[index], rests[index]):
+            scaled = lax.mul(scaled, jnp.broadcast_to(factor, leaf.shape))
+        return power_of(scaled, power)
 
     return TreeNorm(scales, root_of(groups.sums(term), power))
 
 
 @functools.partial(jax.custom_jvp, nondiff_argnums=(1, 2))
 def _wide_norms(
-    magnitudes: Sequence[jax.Array], layout: Layout, power: float
+    bases: Sequence[jax.Array], layout: Layout, power: float
 ) -> tuple[jax.Array, jax.Array]:
-    """Return scales and ratios, of float32 magnitudes, by way of float64."""
+    """Return scales and ratios, of what `base_of` returns, by way of float64."""
     # A float64 constant would be read as float32 wherever this is traced again
     # without the context, as under vmap. So there are none.
     with jax.enable_x64(True):
@@ -98,8 +101,7 @@ def _wide_norms(
                 return lax.sqrt(x)
             return lax.pow(x, lax.div(widen(np.float32(1)), widen(np.float32(power))))
 
-        scalars = [jnp.sum(raise_to_power(widen(x))) for x in magnitudes]
-        totals = layout.over_groups(scalars, lax.add, lax.psum)
+        totals = layout.sums([raise_to_power(widen(x)) for x in bases])
         pairs = [(None, None) if x is None else _narrow(root(x)) for x in totals]
     scales, ratios = zip(*pairs, strict=True) if pairs else ((), ())
     return stack(scales, np.float32), stack(ratios, np.float32)
@@ -122,17 +124,17 @@ def _wide_norms_jvp(
     primals: tuple[Sequence[jax.Array]],
     tangents: tuple[Sequence[jax.Array]],
 ) -> tuple[tuple[jax.Array, jax.Array], tuple[jax.Array, jax.Array]]:
-    (magnitudes,), (tangent,) = primals, tangents
-    scales, ratios = _wide_norms(magnitudes, layout, power)
+    (bases,), (tangent,) = primals, tangents
+    scales, ratios = _wide_norms(bases, layout, power)
     scales = lax.stop_gradient(scales)
     # The derivative by an element is its share of the norm to the power of p - 1.
     per_scale = jnp.unstack(1.0 / scales)
     per_ratio = jnp.unstack(
         jnp.where(ratios == 0, 0.0, 1.0 / jnp.where(ratios == 0, 1.0, ratios))
     )
-    scalars = []
-    for x, dx, (index, _) in zip(magnitudes, tangent, layout.members, strict=True):
+    terms = []
+    for x, dx, (index, _) in zip(bases, tangent, layout.members, strict=True):
         weight = power_of(x * per_scale[index] * per_ratio[index], power - 1.0)
-        scalars.append(jnp.sum(weight * (dx * per_scale[index])))
-    totals = layout.over_groups(scalars, jnp.add, lax.psum)
+        terms.append(weight * (dx * per_scale[index]))
+    totals = layout.sums(terms)
     return (scales, ratios), (jnp.zeros_like(scales), stack(totals, np.float32))

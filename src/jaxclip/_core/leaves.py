@@ -75,6 +75,16 @@ def accumulation_dtype(leaves: Sequence[Any]) -> np.dtype[Any]:
     return jax.dtypes.canonicalize_dtype(np.float64 if widest == 64 else np.float32)
 
 
+def saturate(values: jax.Array, dtype: Any) -> jax.Array:
+    """Cast to a float dtype; what is too large for it, or was, becomes finite.
+
+    A norm that overflows may be that of finite gradients, and a statistic that is
+    infinite once stays so.
+    """
+    narrower = min(values.dtype, dtype, key=lambda either: jnp.finfo(either).bits)
+    return jnp.minimum(values, float(jnp.finfo(narrower).max)).astype(dtype)
+
+
 def has_norm(leaf: Any) -> bool:
     """Whether `split_leaves` takes a leaf out of its tree."""
     return is_inexact(getattr(leaf, "dtype", None)) or isinstance(leaf, float | complex)

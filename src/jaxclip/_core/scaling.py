@@ -1,14 +1,16 @@
 """The coefficient of a clip, and scaling by it."""
 
+import functools
 from collections.abc import Sequence
 from typing import NamedTuple
 
 import jax
 import jax.numpy as jnp
+import numpy as np
+from jax import lax
 
 from jaxclip._core.arguments import Scalar
 from jaxclip._core.exact_norms import TreeNorm
-from jaxclip._core.leaves import accumulation_dtype
 
 
 class Clipped(NamedTuple):
@@ -140,7 +142,7 @@ def clip_factors(norm: TreeNorm, max_norm: Scalar, eps: Scalar) -> ClipFactors:
     # Any number near 1 / norm will do, and so derivatives take it for a constant. The
     # divisor is at most the largest one whose reciprocal is a normal number.
     divisor = jnp.minimum(norm.value + eps, 1.0 / tiny)
-    unit = jax.lax.stop_gradient(1.0 / jnp.where(rescued, divisor, 1.0))
+    unit = lax.stop_gradient(1.0 / jnp.where(rescued, divisor, 1.0))
     scaled_norm = (norm.scale * unit) * norm.ratio + eps * unit
     length = _quotient(max_norm, jnp.where(rescued, scaled_norm, 1.0))
     return ClipFactors(unit, jnp.where(rescued, length, coef), coef)
@@ -153,7 +155,7 @@ def scale_each(
     both = jnp.stack([factors.unit, factors.length])  # (2, factors)
     # What a conditional returns are scalars of their own. Elements of an array, at an
     # index of each leaf's, XLA would compile into as many different kernels.
-    units, lengths = jax.lax.cond(
+    units, lengths = lax.cond(
         jnp.any(factors.clip_coef != 1),
         lambda: [jnp.unstack(row) for row in both],
         lambda: [jnp.unstack(row) for row in jnp.ones_like(both)],
@@ -166,10 +168,20 @@ def scale_each(
 
 def scale_leaf(leaf: jax.Array, unit: jax.Array, length: jax.Array) -> jax.Array:
     """Multiply a leaf by both factors, in at least float32; its dtype stays."""
-    wide = accumulation_dtype([leaf])
-    unit, length = unit.astype(wide), length.astype(wide)
+    wide = np.float64 if leaf.dtype in (np.float64, np.complex128) else np.float32
+    factors = [
+        lax.broadcast(lax.convert_element_type(factor, wide), leaf.shape)
+        if factor.ndim == 0
+        else jnp.broadcast_to(factor.astype(wide), leaf.shape)
+        for factor in (unit, length)
+    ]
+
+    def multiply(part: jax.Array) -> jax.Array:
+        # By scalars and never by a division of the leaf: XLA repeats a multiplication
+        # wherever the optimizer reads the gradient, but keeps a copy of a quotient.
+        return functools.reduce(lax.mul, factors, part)
+
     if jnp.iscomplexobj(leaf):
-        return jax.lax.complex(leaf.real * unit * length, leaf.imag * unit * length)
-    # By scalars and never by a division of the leaf: XLA repeats a multiplication
-    # wherever the optimizer reads the gradient, but keeps a copy of a quotient.
-    return (leaf.astype(wide) * unit * length).astype(leaf.dtype)
+        return lax.complex(multiply(leaf.real), multiply(leaf.imag))
+    scaled = multiply(lax.convert_element_type(leaf, wide))
+    return lax.convert_element_type(scaled, leaf.dtype)

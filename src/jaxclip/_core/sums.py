@@ -1,5 +1,6 @@
 """Sums and maxima over groups of leaves, and across the mesh."""
 
+import functools
 import math
 from collections.abc import Callable, Sequence
 from typing import Any, NamedTuple
@@ -12,12 +13,38 @@ from jax import lax
 from jaxclip._core.leaves import accumulation_dtype
 from jaxclip._core.mesh import largest, largest_element, mesh_axes_of
 
+# Of small leaves of equal shape, so many are added up element by element before they
+# are summed, as one operation. Large ones are not: if they were sharded differently,
+# that would move them between devices.
+SMALL = 2**14
+TOGETHER = 16
+
 
 class Layout(NamedTuple):
     """Which group each leaf is in, and over which mesh axes it is sharded."""
 
     count: int  # type: ignore[assignment]  # hides tuple.count
     members: tuple[tuple[int, tuple[str, ...]], ...]
+
+    def sums(
+        self, terms: Sequence[jax.Array], over_mesh: Callable[..., Any] = lax.psum
+    ) -> list[jax.Array | None]:
+        """Sum an array of each leaf into a scalar of each group; None of no leaves."""
+        batches: dict[Any, list[int]] = {}
+        for place, (member, term) in enumerate(zip(self.members, terms, strict=True)):
+            alone = place if term.size > SMALL else None
+            batches.setdefault((member, term.shape, alone), []).append(place)
+
+        members, scalars = [], []
+        for (member, *_), places in batches.items():
+            for start in range(0, len(places), TOGETHER):
+                together = [terms[p] for p in places[start : start + TOGETHER]]
+                total = functools.reduce(lax.add, together)
+                members.append(member)
+                scalars.append(lax.reduce_sum(total, tuple(range(total.ndim))))
+        return Layout(self.count, tuple(members)).over_groups(
+            scalars, lax.add, over_mesh
+        )
 
     def over_groups(
         self,
@@ -75,10 +102,6 @@ class Groups(NamedTuple):
         """The number of groups."""
         return self.layout.count
 
-    def magnitudes(self) -> list[jax.Array]:
-        """Return each leaf's magnitudes."""
-        return [magnitudes_in(leaf, self.dtype) for leaf in self.leaves]
-
     def sizes(self) -> np.ndarray[Any, Any]:
         """Count each group's elements, on all shards."""
         sizes = np.zeros(self.count)
@@ -87,18 +110,30 @@ class Groups(NamedTuple):
         return sizes
 
     def sums(self, term: Callable[[jax.Array, int], jax.Array]) -> jax.Array:
-        """Sum ``term(magnitudes, index)`` over each group ``index``."""
-        scalars = [
-            jnp.sum(term(magnitudes, index))
-            for magnitudes, (index, _) in zip(
-                self.magnitudes(), self.layout.members, strict=True
-            )
+        """Sum ``term(leaf, index)`` over each group ``index``."""
+        terms = [
+            term(leaf, index)
+            for leaf, (index, _) in zip(self.leaves, self.layout.members, strict=True)
         ]
-        return stack(self.layout.over_groups(scalars, jnp.add, lax.psum), self.dtype)
+        return stack(self.layout.sums(terms), self.dtype)
+
+    def detached(self) -> "Groups":
+        """Return the groups as constants, of which nothing has a derivative."""
+        return self._replace(leaves=lax.stop_gradient(self.leaves))
+
+    def bounds(self) -> jax.Array:
+        """Return each group's largest magnitude, or less if an element is NaN."""
+        magnitudes = [
+            lax.convert_element_type(lax.abs(leaf), self.dtype) for leaf in self.leaves
+        ]
+        scalars = [jnp.max(leaf, initial=0.0) for leaf in magnitudes]
+        bounds = self.layout.over_groups(scalars, lax.max, lax.pmax)
+        return stack(bounds, self.dtype)
 
     def largest(self) -> jax.Array:
         """Return each group's largest magnitude; 0 for a group without elements."""
-        scalars = [largest_element(leaf) for leaf in self.magnitudes()]
+        magnitudes = [magnitudes_in(leaf, self.dtype) for leaf in self.leaves]
+        scalars = [largest_element(leaf) for leaf in magnitudes]
         totals = self.layout.over_groups(
             scalars,
             jnp.maximum,
@@ -112,6 +147,13 @@ def stack(scalars: Sequence[jax.Array | None], dtype: Any) -> jax.Array:
     zero = jnp.zeros((), dtype)
     filled = [zero if scalar is None else scalar for scalar in scalars]
     return jnp.stack(filled) if filled else jnp.zeros((0,), dtype)
+
+
+def base_of(leaf: jax.Array, power: float | jax.Array, dtype: Any) -> jax.Array:
+    """Return what `power_of` takes: magnitudes, or numbers that will be squared."""
+    if _is(power, 2.0) and not jnp.iscomplexobj(leaf):
+        return lax.convert_element_type(leaf, dtype)
+    return magnitudes_in(leaf, dtype)
 
 
 def magnitudes_in(leaf: jax.Array, dtype: Any) -> jax.Array:
@@ -140,16 +182,16 @@ def _absolute_jvp(
     return magnitudes, along
 
 
-def power_of(magnitudes: jax.Array, power: float | jax.Array) -> jax.Array:
-    """Return magnitudes to a power, with derivative 0 at 0."""
+def power_of(base: jax.Array, power: float | jax.Array) -> jax.Array:
+    """Return what `base_of` returned to a power, with derivative 0 at 0."""
     if _is(power, 1.0):
-        return magnitudes
+        return base
     if _is(power, 2.0):
         # Not jnp.square, whose derivative doubles the element, and may overflow.
-        return magnitudes * magnitudes
+        return lax.mul(base, base)
     # The derivative of x^p at 0 is infinite for p < 1.
-    nonzero = magnitudes != 0
-    return jnp.where(nonzero, jnp.where(nonzero, magnitudes, 1.0) ** power, 0.0)
+    nonzero = base != 0
+    return jnp.where(nonzero, jnp.where(nonzero, base, 1.0) ** power, 0.0)
 
 
 def root_of(total: jax.Array, power: float | jax.Array) -> jax.Array:

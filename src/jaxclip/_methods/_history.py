@@ -18,13 +18,3 @@ def in_dtype(settings: Settings, dtype: Any) -> Settings:
     """
     cast: Settings = jax.tree.map(lambda value: jnp.asarray(value, dtype), settings)
     return cast
-
-
-def saturate(values: jax.Array, dtype: Any) -> jax.Array:
-    """Cast to a float dtype; what is too large for it, or was, becomes finite.
-
-    A norm that overflows may be that of finite gradients, and a statistic that is
-    infinite once stays so.
-    """
-    narrower = min(values.dtype, dtype, key=lambda either: jnp.finfo(either).bits)
-    return jnp.minimum(values, float(jnp.finfo(narrower).max)).astype(dtype)

@@ -7,12 +7,12 @@ import jax.numpy as jnp
 import optax
 
 from jaxclip._core.arguments import Scalar, check_between, check_steps, check_threshold
-from jaxclip._core.leaves import accumulation_dtype, has_norm
+from jaxclip._core.leaves import accumulation_dtype, has_norm, saturate
 from jaxclip._core.mesh import AxisName, check_axis_name
 from jaxclip._core.nonfinite import Nonfinite
 from jaxclip._core.scaling import ClipFactors, Clipped, clip_factors, scale_each
 from jaxclip._core.transformation import transformation
-from jaxclip._methods._history import Leaves, in_dtype, saturate
+from jaxclip._methods._history import Leaves, in_dtype
 from jaxclip._monitoring import ClipState, count_if, init_clip_state, record_clip
 from jaxclip._norms import group_norms, joint_norm, tree_norm
 

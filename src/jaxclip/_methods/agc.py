@@ -230,9 +230,9 @@ def _clip_units(
         return largest(_join(largest_element, ratios, 0.0, dtype), mesh)
 
     coefs = (factor.clip_coef for factor in factors)
-    finite = jnp.stack(
-        [jnp.all(norm.finite) for norm in gradients] or [jnp.array(True)]
-    )
+    finite = jnp.asarray(True)
+    for norm in gradients:
+        finite &= jnp.all(norm.finite)
     clipped = Clipped(
         leaves=[
             scale_leaf(leaf, factor.unit, factor.length)

@@ -13,12 +13,12 @@ from jaxclip._core.arguments import (
     check_eps,
     check_steps,
 )
-from jaxclip._core.leaves import accumulation_dtype
+from jaxclip._core.leaves import accumulation_dtype, saturate
 from jaxclip._core.mesh import AxisName, check_axis_name
 from jaxclip._core.nonfinite import Nonfinite
 from jaxclip._core.scaling import Clipped, scale_to
 from jaxclip._core.transformation import transformation
-from jaxclip._methods._history import Leaves, in_dtype, saturate
+from jaxclip._methods._history import Leaves, in_dtype
 from jaxclip._monitoring import ClipState, count_if, init_clip_state, record_clip
 from jaxclip._norms import tree_norm
 

@@ -9,11 +9,11 @@ import optax
 
 from jaxclip._clip_grad import check_real
 from jaxclip._core.arguments import Scalar, check_between, check_steps, check_threshold
-from jaxclip._core.leaves import accumulation_dtype, has_norm, split_leaves
+from jaxclip._core.leaves import accumulation_dtype, has_norm, saturate, split_leaves
 from jaxclip._core.mesh import AxisName, check_axis_name
 from jaxclip._core.scaling import Clipped
 from jaxclip._core.transformation import transformation
-from jaxclip._methods._history import Leaves, in_dtype, saturate
+from jaxclip._methods._history import Leaves, in_dtype
 from jaxclip._monitoring import ClipState, count_if, init_clip_state, record_clip
 from jaxclip._norms import tree_norm
 

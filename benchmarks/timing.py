@@ -1,0 +1,44 @@
+"""Time calls in turns, so that a busy machine slows all of them alike."""
+
+import os
+import platform
+import time
+from collections.abc import Callable, Mapping
+from typing import Any
+
+import jax
+import numpy as np
+from rich.progress import track
+
+
+def milliseconds(call: Callable[[], Any]) -> float:
+    """Time one call, to its last result."""
+    start = time.perf_counter()
+    jax.block_until_ready(call())
+    return (time.perf_counter() - start) * 1e3
+
+
+def in_turns(
+    calls: Mapping[str, Callable[[], Any]], rounds: int, title: str
+) -> dict[str, np.ndarray[Any, Any]]:
+    """Return the milliseconds of each call in each round."""
+    for call in calls.values():
+        milliseconds(call)
+    times: dict[str, list[float]] = {name: [] for name in calls}
+    for _ in track(range(rounds), description=title):
+        for name, call in calls.items():
+            times[name].append(milliseconds(call))
+    return {name: np.array(values) for name, values in times.items()}
+
+
+def ratio(times: np.ndarray[Any, Any], unit: np.ndarray[Any, Any]) -> float:
+    """Return the median ratio of calls made in the same rounds."""
+    return float(np.median(times / unit))
+
+
+def hardware() -> str:
+    """Name what this runs on."""
+    device = jax.devices()[0]
+    if device.platform != "cpu":
+        return str(device.device_kind)
+    return f"CPU, {os.cpu_count()} cores, {platform.machine()}"
