@@ -18,8 +18,9 @@ from jax.sharding import PartitionSpec as P
 from jaxclip import clip_by_global_norm, clip_by_value, clip_metrics
 from jaxclip._clip_grad import clip_leaves_by_global_norm, clip_leaves_by_value
 from jaxclip._core.leaves import split_leaves
-from jaxclip._guards import check_nonfinite, settle_nonfinite, skip_nonfinite
-from jaxclip._norms import check_axis_name
+from jaxclip._core.mesh import check_axis_name
+from jaxclip._core.nonfinite import check_nonfinite, settle_nonfinite
+from jaxclip._guards import skip_nonfinite
 from jaxclip._spikes import skip_spikes
 from jaxclip.parity import assert_trees_close, assert_trees_equal
 

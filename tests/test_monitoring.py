@@ -10,7 +10,7 @@ import pytest
 from flax import nnx
 
 from jaxclip import ClipMetrics, ClipState, clip_by_global_norm, clip_metrics
-from jaxclip.parity import assert_trees_equal
+from jaxclip.parity import assert_trees_close, assert_trees_equal
 
 NAN = math.nan
 PARAMS = {"w": jnp.zeros(2), "b": jnp.zeros(1)}
@@ -141,10 +141,89 @@ def test_a_run_is_counted():
         "count": [1, 2, 3, 4, 5, 6],
         "clipped_count": [1, 1, 1, 1, 1, 2],
         "nonfinite_count": [0, 0, 0, 1, 2, 2],
+        "last_finite_norm": [5.0, 0.5, 0.0, 0.0, 0.0, 10.0],
     }
-    assert run._fields == tuple(expected)
+    assert run._fields == (*expected, "leaf_norms")
+    assert run.leaf_norms == {}
     for name, values in expected.items():
         np.testing.assert_allclose(getattr(run, name), values, rtol=1e-6, err_msg=name)
+
+
+def test_there_is_no_last_finite_norm_before_the_first_finite_step():
+    bad = GRADS | {"w": GRADS["w"] * jnp.nan}
+    state = clip().init(PARAMS)
+    _, state = clip().update(bad, state)
+    assert jnp.isnan(clip_metrics(state).last_finite_norm)
+    _, state = clip().update(GRADS, state)
+    _, state = clip().update(bad, state)
+    assert clip_metrics(state).last_finite_norm == 5.0
+
+
+def test_the_last_finite_norm_of_finite_elements_may_exceed_its_dtype():
+    huge = jax.tree.map(lambda leaf: jnp.full_like(leaf, 3e38), GRADS)
+    _, state = clip().update(huge, clip().init(PARAMS))
+    metrics = clip_metrics(state)
+    assert (metrics.last_finite_norm, metrics.nonfinite_count) == (math.inf, 0)
+
+
+def per_leaf_optimizer():
+    return optax.chain(clip_by_global_norm(2.0, eps=0.0, per_leaf=True), optax.sgd(0.1))
+
+
+def test_the_norm_of_each_leaf_is_read_by_its_path():
+    params = {"a": [jnp.zeros(2), None, jnp.zeros(())], "b": {"w": jnp.zeros(3)}}
+    grads = {
+        "a": [jnp.array([3.0, 4.0]), None, jnp.array(-2.0)],
+        "b": {"w": jnp.zeros(3)},
+    }
+    optimizer = per_leaf_optimizer()
+    state = optimizer.init(params)
+    before = clip_metrics(state, per_leaf=True).leaf_norms
+    assert list(before) == ["a/0", "a/2", "b/w"]
+    assert all(jnp.isnan(norm) for norm in before.values())
+
+    updates, state = jax.jit(optimizer.update)(grads, state)
+    metrics = clip_metrics(state, per_leaf=True)
+    assert metrics.leaf_norms == {"a/0": 5.0, "a/2": 2.0, "b/w": 0.0}
+    assert clip_metrics(state).leaf_norms == {}
+    # The joint norm is what it is without.
+    plain = optax.chain(clip_by_global_norm(2.0, eps=0.0), optax.sgd(0.1))
+    expected, plain_state = plain.update(grads, plain.init(params))
+    assert_trees_close(updates, expected, rtol=1e-6, atol=0.0)
+    np.testing.assert_allclose(
+        metrics.total_norm, clip_metrics(plain_state).total_norm, rtol=1e-6
+    )
+
+
+def test_the_norm_of_each_leaf_says_which_one_is_not_finite():
+    optimizer = per_leaf_optimizer()
+    bad = GRADS | {"w": GRADS["w"].at[0].set(jnp.nan)}
+    _, state = optimizer.update(bad, optimizer.init(PARAMS))
+    norms = clip_metrics(state, per_leaf=True).leaf_norms
+    assert {path for path, norm in norms.items() if jnp.isnan(norm)} == {"w"}
+
+
+def test_the_norms_of_leaves_are_kept_by_scan_and_by_masked():
+    optimizer = optax.masked(per_leaf_optimizer(), {"w": True, "b": False})
+
+    def step(state, _):
+        return optimizer.update(GRADS, state)[1], None
+
+    state, _ = jax.lax.scan(step, optimizer.init(PARAMS), length=3)
+    norms = clip_metrics(state, per_leaf=True).leaf_norms
+    assert list(norms) == ["w"]
+    np.testing.assert_allclose(norms["w"], jnp.linalg.norm(GRADS["w"]), rtol=1e-6)
+
+
+def test_norms_of_leaves_that_were_not_kept_cannot_be_read():
+    with pytest.raises(ValueError, match=r"this clip keeps no norms of leaves\. Make"):
+        clip_metrics(clip().init(PARAMS), per_leaf=True)
+
+
+def test_norms_of_other_leaves_than_in_init_are_refused():
+    optimizer = per_leaf_optimizer()
+    with pytest.raises(ValueError, match="got updates with 1 leaves, expected 2, as m"):
+        optimizer.update({"w": GRADS["w"]}, optimizer.init(PARAMS))
 
 
 def test_counts_stay_at_the_largest_integer():
@@ -195,7 +274,8 @@ def test_the_states_of_an_ensemble_are_read_together():
 
 def test_no_two_fields_of_a_new_state_share_a_buffer():
     state = jax.tree.map(lambda x: x.unsafe_buffer_pointer(), clip().init(PARAMS))
-    assert len(set(state)) == len(ClipState._fields)
+    addresses = jax.tree.leaves(state)
+    assert len(set(addresses)) == len(addresses) == len(ClipState._fields) - 1
 
 
 def test_the_monitor_of_optax_cannot_be_scanned():

@@ -187,7 +187,12 @@ def clip_metrics(opt_state: Any, *, per_leaf: bool = False) -> ClipMetrics:
             f"clip_metrics: found {len(found)} ClipStates, expected one. Pass the one "
             f"you mean: {places}."
         )
-    state: ClipState = jax.tree.map(jnp.asarray, found[0][1])
+    # The optimizers of NNX wrap each array in a variable, which is a tree to JAX.
+    state: ClipState = jax.tree.map(
+        jnp.asarray,
+        found[0][1],
+        is_leaf=lambda node: hasattr(node, "__jax_array__"),
+    )
     if per_leaf and state.leaf_norms is None:
         raise ValueError(
             "clip_metrics(per_leaf=True): this clip keeps no norms of leaves. Make it "
