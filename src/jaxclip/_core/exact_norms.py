@@ -99,16 +99,19 @@ def _wide_norms(
         def root(x: jax.Array) -> jax.Array:
             if power == 2.0:
                 return lax.sqrt(x)
-            return lax.pow(x, lax.div(widen(np.float32(1)), widen(np.float32(power))))
+            inverse = lax.div(widen(np.float32(1)), widen(np.float32(power)))
+            return lax.pow(x, jnp.broadcast_to(inverse, x.shape))
 
         totals = layout.sums([raise_to_power(widen(x)) for x in bases])
-        pairs = [(None, None) if x is None else _narrow(root(x)) for x in totals]
-    scales, ratios = zip(*pairs, strict=True) if pairs else ((), ())
-    return stack(scales, np.float32), stack(ratios, np.float32)
+        zero = widen(np.float32(0))
+        filled = [zero if total is None else total for total in totals]
+        if not filled:
+            return stack([], np.float32), stack([], np.float32)
+        return _narrow(root(jnp.stack(filled)))
 
 
 def _narrow(norm: jax.Array) -> tuple[jax.Array, jax.Array]:
-    """Split a float64 scalar into a power of 2 and what is left, both in float32."""
+    """Split float64 numbers into powers of 2 and what is left, both in float32."""
     rough = lax.convert_element_type(norm, np.float32)
     large, one = np.float32(2.0**64), np.float32(1)
     scale = jnp.where(rough < 1 / large, 1 / large, one)

@@ -95,25 +95,24 @@ def slice_norms(
     # Shards sum together on either path, and so have to take the same one.
     trusted = on_all_shards(trusted, mesh_axes)
 
-    # The squares of numbers near these two fit into the range of the dtype.
-    large = 2.0 ** (info.maxexp * 5 // 8)
-    scales = [
-        jnp.where(
-            trusted,
-            jnp.ones_like(total),
-            jnp.where(low, 1 / large, jnp.where(total < jnp.inf, 1.0, large)),
-        )
-        for low, total in zip(underflows, sums, strict=True)
-    ]
-    ratios = lax.cond(
+    def scaled() -> list[TreeNorm]:
+        # The squares of numbers near these two fit into the range of the dtype.
+        large = 2.0 ** (info.maxexp * 5 // 8)
+        norms = []
+        for group, total, low in zip(groups, sums, underflows, strict=True):
+            scale = jnp.where(low, 1 / large, jnp.where(total < jnp.inf, 1.0, large))
+            ratio = root_of(_joint_sums(group, dtype, 1.0 / scale), 2.0)
+            norms.append(TreeNorm(scale.astype(dtype), ratio))
+        return norms
+
+    # What the conditional returns XLA computes once. It would merge scales that depend
+    # on all the leaves into what is done to each, and compile for minutes.
+    norms: list[TreeNorm] = lax.cond(
         trusted,
-        lambda: [root_of(total, 2.0) for total in sums],
-        lambda: [
-            root_of(_joint_sums(group, dtype, 1.0 / scale), 2.0)
-            for group, scale in zip(groups, scales, strict=True)
-        ],
+        lambda: [TreeNorm(jnp.ones_like(s), root_of(s, 2.0)) for s in sums],
+        scaled,
     )
-    return [TreeNorm(*norm) for norm in zip(scales, ratios, strict=True)]
+    return norms
 
 
 def _joint_sums(

@@ -1,0 +1,131 @@
+"""Write the README's tables: ``python scripts/write_readme_tables.py [--check]``.
+
+The methods come from the docstrings, the semantics from running three libraries. With
+``--check`` nothing is written, and the exit status says whether the README is current.
+"""
+
+import importlib.metadata
+import inspect
+import os
+import re
+import sys
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+ROOT = Path(__file__).parents[1]
+README = ROOT / "README.md"
+MARKERS = ("methods", "semantics")
+
+# What each is held against in the tests, where that is code that no one here wrote, or
+# else the formula in NumPy.
+HELD_AGAINST = {
+    "clip_by_global_norm": "torch",
+    "clip_by_norm": "torch",
+    "clip_by_value": "torch",
+    "clip_by_group_norm": "`clip_by_global_norm`, group by group",
+    "clip_by_block_rms": "Optax",
+    "clip_by_update_rms": "torch's `Adafactor`",
+    "adaptive_grad_clip": "timm, pytorch_optimizer, Optax",
+    "clippy": "the formula",
+    "autoclip": "`autoclip`",
+    "zclip": "`zclip`",
+    "adagc": "pytorch_optimizer",
+    "spam_clip": "pytorch_optimizer",
+    "per_example_clip": "Optax",
+    "skip_nonfinite": "Optax",
+    "skip_spikes": "OLMo-core's rule",
+}
+
+
+def methods() -> list[str]:
+    """Return the rows of the table of methods."""
+    import jaxclip
+
+    rows = ["| | what it does | paper | held against |", "|---|---|---|---|"]
+    for name, peer in HELD_AGAINST.items():
+        doc = inspect.getdoc(getattr(jaxclip, name)) or ""
+        rows.append(f"| `{name}` | {summary(doc)} | {paper(doc)} | {peer} |")
+    return rows
+
+
+def summary(doc: str) -> str:
+    """Return the first line of a docstring, as a part of a sentence."""
+    return doc.partition("\n")[0].rstrip(".").replace("``", "`")
+
+
+def paper(doc: str) -> str:
+    """Return the first paper that a docstring refers to, as a link."""
+    _, _, references = doc.partition("References:")
+    text = " ".join(references.split())
+    found = re.search(r"(.*?),\s*`(.+?)\s*<(.+?)>`_,\s*(\d{4})", text)
+    if found is None:
+        return ""
+    authors, _, address, year = found.groups()
+    return f"[{authors.strip()}, {year}]({address})"
+
+
+def semantics() -> list[str]:
+    """Return the rows of the table of semantics, with the versions above them."""
+    sys.path.insert(0, str(ROOT))
+    from tests.semantics import table
+
+    versions = " and ".join(
+        f"{name} {importlib.metadata.version(name).partition('+')[0]}"
+        for name in ("optax", "torch")
+    )
+    rows: list[Sequence[str]] = [
+        ("gradients", "truth", "jaxclip", "optax", "torch"),
+        ("---",) * 5,
+        *table(),
+    ]
+    return [
+        f"`clip_by_global_norm` and `clip_grad_norm_`, of {versions}: the norm that",
+        "they leave, for a `max_norm` of 1 unless one is named, or what they return.",
+        "",
+        *["| " + " | ".join(row) + " |" for row in rows],
+    ]
+
+
+def render(name: str) -> str:
+    """Return what belongs between two markers."""
+    writers: dict[str, Any] = {"methods": methods, "semantics": semantics}
+    return "\n".join(writers[name]())
+
+
+def markers(name: str) -> tuple[str, str]:
+    """Return the lines that a table stands between."""
+    return f"<!-- {name}: start -->\n", f"\n<!-- {name}: end -->"
+
+
+def section(text: str, name: str) -> str:
+    """Return what stands between two markers."""
+    start, end = markers(name)
+    if text.count(start) != 1 or text.count(end) != 1:
+        raise ValueError(f"README.md: expected {start.strip()} and its end, once each.")
+    return text.partition(start)[2].partition(end)[0]
+
+
+def main(arguments: Sequence[str], readme: Path = README) -> int:
+    """Write the tables, or say whether they are current."""
+    text = readme.read_text()
+    current = text
+    for name in MARKERS:
+        start, end = markers(name)
+        old = section(current, name)
+        current = current.replace(f"{start}{old}{end}", f"{start}{render(name)}{end}")
+    if "--check" in arguments:
+        if current != text:
+            print(
+                "README.md is out of date: run python scripts/write_readme_tables.py",
+                file=sys.stderr,
+            )
+        return int(current != text)
+    new = readme.with_suffix(".new")
+    new.write_text(current)
+    os.replace(new, readme)
+    return 0
+
+
+if __name__ == "__main__":
+    raise SystemExit(main(sys.argv[1:]))
