@@ -39,6 +39,7 @@ ROOT_NAMES = [
     "clippy",
     "global_norm",
     "per_example_clip",
+    "plot_clipping",
     "skip_nonfinite",
     "skip_spikes",
     "spam_clip",

@@ -30,6 +30,7 @@ MAY_IMPORT = {
     },
     "_guards": {"_core", "_monitoring", "_norms", "jax", "optax"},
     "_spikes": {"_core", "_guards", "_monitoring", "_norms", "jax", "optax"},
+    "_plotting": {"_monitoring", "jax", "matplotlib (lazily)", "numpy"},
     "root": {
         "_clip_grad",
         "_clipping",
@@ -38,6 +39,7 @@ MAY_IMPORT = {
         "_methods",
         "_monitoring",
         "_norms",
+        "_plotting",
         "_spikes",
     },
     "_arrays": {"jax", "numpy", "torch (lazily)"},

@@ -40,6 +40,7 @@ from jaxclip._monitoring import ClipMetrics as ClipMetrics
 from jaxclip._monitoring import ClipState as ClipState
 from jaxclip._monitoring import clip_metrics as clip_metrics
 from jaxclip._norms import global_norm as global_norm
+from jaxclip._plotting import plot_clipping as plot_clipping
 from jaxclip._spikes import SkipSpikesState as SkipSpikesState
 from jaxclip._spikes import skip_spikes as skip_spikes
 
