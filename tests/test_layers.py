@@ -144,8 +144,8 @@ def test_a_room_imports_only_what_it_may(path: Path) -> None:
         ("jaxclip/_norms.py", "from jaxclip import clip_grad_norm"),
         ("jaxclip/_norms.py", "from . import _clipping"),
         ("jaxclip/_norms.py", "def f():\n    import flax"),
-        ("jaxclip/convert/_rules.py", "import torch"),
-        ("jaxclip/convert/_rules.py", "from ..demo import run"),
+        ("jaxclip/convert/_plan.py", "import torch"),
+        ("jaxclip/convert/_plan.py", "from ..demo import run"),
         ("jaxclip/models/_rnnlm.py", "def f():\n    import torch"),
         ("torchref/rnn.py", "import jaxclip"),
         ("torchref/rnn.py", "from jax import numpy"),
@@ -159,8 +159,8 @@ def test_the_check_can_fail(room: str, line: str) -> None:
     ("room", "line"),
     [
         ("jaxclip/_norms.py", "import functools, jax.numpy as jnp"),
-        ("jaxclip/convert/_rules.py", "def f():\n    import torch"),
-        ("jaxclip/convert/_rules.py", "from jaxclip.convert import _errors"),
+        ("jaxclip/convert/_plan.py", "def f():\n    import torch"),
+        ("jaxclip/convert/_plan.py", "from jaxclip.convert import _errors"),
         ("jaxclip/demo/_report.py", "from jaxclip import clip_metrics"),
     ],
 )

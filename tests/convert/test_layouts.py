@@ -11,7 +11,9 @@ from flax import linen as nn
 from flax import nnx
 
 from jaxclip import models
-from jaxclip.convert import ConversionError, _rules, from_torch, to_torch
+from jaxclip.convert import ConversionError, from_torch, to_torch
+from jaxclip.convert._rules.links import Link, Rule
+from jaxclip.convert._rules.registry import RULES
 from jaxclip.models import linen
 
 RNGS = nnx.Rngs(0)
@@ -349,15 +351,15 @@ def test_a_rule_may_join_several_variables_of_several_modules(monkeypatch):
             self.out = nnx.Linear(2, 2, use_bias=False, rngs=RNGS)
 
     def links(layer, names):
-        yield _rules.Link(
+        yield Link(
             torch=("in_proj_weight",),
             flax=("query.kernel", "key.kernel"),
             to_flax=lambda joined: tuple(part.T for part in np.split(joined, 2)),
             to_torch=lambda *kernels: (np.concatenate([k.T for k in kernels]),),
         )
-        yield _rules.Link(("steps",), (), lambda steps: (), lambda: (np.int64(0),))
+        yield Link(("steps",), (), lambda steps: (), lambda: (np.int64(0),))
 
-    monkeypatch.setitem(_rules.RULES, Attention, _rules.Rule(links))
+    monkeypatch.setitem(RULES, Attention, Rule(links))
     source = {
         "in_proj_weight": torch.arange(8.0).reshape(4, 2),
         "steps": torch.tensor(0),
@@ -374,7 +376,7 @@ def test_a_rule_may_join_several_variables_of_several_modules(monkeypatch):
 
 
 def test_a_rule_that_leaves_a_variable_out_is_refused(monkeypatch):
-    monkeypatch.setitem(_rules.RULES, nnx.Linear, _rules.Rule(lambda layer, names: []))
+    monkeypatch.setitem(RULES, nnx.Linear, Rule(lambda layer, names: []))
     match = "'kernel' is a variable that the rule for Linear lacks"
     with pytest.raises(ConversionError, match=match):
         to_torch(nnx.Linear(2, 2, rngs=RNGS))

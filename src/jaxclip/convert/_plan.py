@@ -6,7 +6,8 @@ from functools import cached_property
 
 import numpy as np
 
-from jaxclip.convert._rules import Link, Rule, find_rule, is_flax, no_rule, same
+from jaxclip.convert._rules.links import Link, Rule, same
+from jaxclip.convert._rules.registry import find_rule, is_flax, no_rule
 from jaxclip.convert._tree import Leaf, Node, Target
 
 
