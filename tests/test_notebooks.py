@@ -15,6 +15,7 @@ NOTEBOOKS = sorted((ROOT / "notebooks").glob("*.ipynb"))
 # For each notebook, what its cell tagged `parameters` is given here.
 SMALLER = {
     "01_gradient_clipping": {"CLIFF_STEPS": 5, "LONGEST": 8, "TRAINING_STEPS": 22},
+    "02_clipping_in_optax_chains": {"STEPS": 40},
 }
 
 # Where this machine keeps its files, and where others do.
