@@ -5,7 +5,6 @@ from collections.abc import Callable
 from typing import Any
 
 import jax
-import jax.numpy as jnp
 import optax
 
 from jaxclip._clip_grad import (
@@ -15,7 +14,6 @@ from jaxclip._clip_grad import (
     clip_leaves_by_value,
 )
 from jaxclip._core.arguments import Scalar, check_eps
-from jaxclip._core.leaves import accumulation_dtype
 from jaxclip._core.mesh import AxisName, check_axis_name
 from jaxclip._core.nonfinite import Nonfinite
 from jaxclip._core.paths import Where
@@ -263,9 +261,5 @@ def _clip_and_record(
     clip: Callable[..., Clipped],
     **options: Any,
 ) -> tuple[Clipped, ClipState]:
-    # A threshold that XLA knows to be infinite it would fold away, and then share the
-    # norm's squares with those of Adam, for which it writes them out.
-    dtype = accumulation_dtype(leaves)
-    threshold = jnp.where(state.count < 0, jnp.nan, jnp.asarray(threshold, dtype))
     clipped = clip(leaves, threshold, **options)
     return clipped, record_clip(state, clipped)

@@ -9,6 +9,7 @@ import optax
 from jaxclip._core.leaves import accumulation_dtype, has_norm
 from jaxclip._core.paths import inexact_leaves_with_path
 from jaxclip._core.scaling import Clipped
+from jaxclip._core.sums import unstack
 
 
 class ClipState(NamedTuple):
@@ -123,7 +124,7 @@ def record_clip(state: ClipState, clipped: Clipped) -> ClipState:
 def _record_leaves(state: ClipState, norms: jax.Array | None) -> Any:
     if norms is None:
         return None
-    scalars = jnp.unstack(norms.astype(state.total_norm.dtype))
+    scalars = unstack(norms.astype(state.total_norm.dtype))
     leaves, structure = jax.tree.flatten(state.leaf_norms)
     if len(leaves) != len(scalars):
         raise ValueError(

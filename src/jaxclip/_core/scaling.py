@@ -11,6 +11,7 @@ from jax import lax
 
 from jaxclip._core.arguments import Scalar
 from jaxclip._core.exact_norms import TreeNorm
+from jaxclip._core.sums import unstack
 
 
 class Clipped(NamedTuple):
@@ -43,7 +44,7 @@ def scale_to(
     """Scale all the leaves by one coefficient, given their joint norm."""
     factors = clip_factors(norm, max_norm, eps)
     return Clipped(
-        [scale_leaf(leaf, factors.unit, factors.length) for leaf in leaves],
+        [scale_leaf(leaf, factors.unit, factors.length) for leaf in reread(leaves)],
         norm.value,
         factors.norm_after(norm),
         factors.clip_coef,
@@ -139,31 +140,42 @@ def clip_factors(norm: TreeNorm, max_norm: Scalar, eps: Scalar) -> ClipFactors:
     coef = clip_coefficient(norm.value, max_norm, eps)
     rescued = norm.finite & (coef < tiny)
 
-    # Any number near 1 / norm will do, and so derivatives take it for a constant. The
-    # divisor is at most the largest one whose reciprocal is a normal number.
-    divisor = jnp.minimum(norm.value + eps, 1.0 / tiny)
-    unit = lax.stop_gradient(1.0 / jnp.where(rescued, divisor, 1.0))
-    scaled_norm = (norm.scale * unit) * norm.ratio + eps * unit
-    length = _quotient(max_norm, jnp.where(rescued, scaled_norm, 1.0))
-    return ClipFactors(unit, jnp.where(rescued, length, coef), coef)
+    def rescue() -> tuple[jax.Array, jax.Array]:
+        # Any number near 1 / norm will do, and so derivatives take it for a constant.
+        # The divisor is at most the largest one whose reciprocal is a normal number.
+        divisor = jnp.minimum(norm.value + eps, 1.0 / tiny)
+        unit = lax.stop_gradient(1.0 / jnp.where(rescued, divisor, 1.0))
+        scaled_norm = (norm.scale * unit) * norm.ratio + eps * unit
+        length = _quotient(max_norm, jnp.where(rescued, scaled_norm, 1.0))
+        return unit, jnp.where(rescued, length, coef)
+
+    # What a conditional returns XLA computes once. Other scalars it would compute anew
+    # in each of the kernels that scale a leaf, and take longer to compile them.
+    unit, length = lax.cond(
+        jnp.any(rescued), rescue, lambda: (jnp.ones_like(coef), coef)
+    )
+    return ClipFactors(unit, length, coef)
 
 
 def scale_each(
     leaves: Sequence[jax.Array], factors: ClipFactors, indices: Sequence[int]
 ) -> list[jax.Array]:
     """Scale each leaf by those factors that stand at its index."""
-    both = jnp.stack([factors.unit, factors.length])  # (2, factors)
-    # What a conditional returns are scalars of their own. Elements of an array, at an
-    # index of each leaf's, XLA would compile into as many different kernels.
-    units, lengths = lax.cond(
-        jnp.any(factors.clip_coef != 1),
-        lambda: [jnp.unstack(row) for row in both],
-        lambda: [jnp.unstack(row) for row in jnp.ones_like(both)],
-    )
+    units, lengths = unstack(factors.unit), unstack(factors.length)
     return [
         scale_leaf(leaf, units[index], lengths[index])
-        for leaf, index in zip(leaves, indices, strict=True)
+        for leaf, index in zip(reread(leaves), indices, strict=True)
     ]
+
+
+def reread(leaves: Sequence[jax.Array]) -> list[jax.Array]:
+    """Return the same leaves, to be read again after their norms are known.
+
+    XLA would keep what norms are made of for what follows, and write it out: narrow
+    leaves widened, and the squares, which Adam takes too.
+    """
+    # One by one: together they would all seem to vary over each other's mesh axes.
+    return [lax.optimization_barrier(leaf) for leaf in leaves]
 
 
 def scale_leaf(leaf: jax.Array, unit: jax.Array, length: jax.Array) -> jax.Array:

@@ -149,6 +149,27 @@ def stack(scalars: Sequence[jax.Array | None], dtype: Any) -> jax.Array:
     return jnp.stack(filled) if filled else jnp.zeros((0,), dtype)
 
 
+def unstack(array: jax.Array) -> list[jax.Array]:
+    """Return the elements of an array of (length,) as scalars.
+
+    As `jax.numpy.unstack` does, of which XLA compiles a kernel for each element, and
+    as many that read one, which takes a minute for thousands. Here those of each row
+    of a square are alike.
+    """
+    (length,) = array.shape
+    width = math.isqrt(max(length - 1, 0)) + 1
+    count = -(-length // width)
+    square = jnp.pad(array, (0, count * width - length)).reshape(count, width)
+    # What a conditional returns XLA computes once, and merges into nothing. Its two
+    # sides have to differ, or it would be taken away.
+    rows = lax.cond(
+        jnp.any(array != 1),
+        lambda: [square[row] for row in range(count)],
+        lambda: [jnp.ones_like(square[row]) for row in range(count)],
+    )
+    return [rows[index // width][index % width] for index in range(length)]
+
+
 def base_of(leaf: jax.Array, power: float | jax.Array, dtype: Any) -> jax.Array:
     """Return what `power_of` takes: magnitudes, or numbers that will be squared."""
     if _is(power, 2.0) and not jnp.iscomplexobj(leaf):

@@ -25,7 +25,7 @@ from jaxclip._core.paths import (
     leaf_labels,
     matching_params,
 )
-from jaxclip._core.scaling import Clipped, clip_factors, scale_leaf
+from jaxclip._core.scaling import Clipped, clip_factors, reread, scale_leaf
 from jaxclip._core.slice_norms import Sliced, slice_norms
 from jaxclip._core.transformation import Threshold, checked_threshold, transformation
 from jaxclip._monitoring import ClipState, init_clip_state, record_clip
@@ -236,7 +236,7 @@ def _clip_units(
     clipped = Clipped(
         leaves=[
             scale_leaf(leaf, factor.unit, factor.length)
-            for leaf, factor in zip(leaves, factors, strict=True)
+            for leaf, factor in zip(reread(leaves), factors, strict=True)
         ],
         total_norm=largest_ratio([norm.value for norm in gradients]),
         clipped_norm=largest_ratio(
