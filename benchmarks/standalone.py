@@ -2,8 +2,10 @@
 
 The floor reads the gradients once for the norm, and reads and writes them once to
 scale them: a plain sum of each leaf, then a plain multiplication, as XLA compiles them.
+Every call clips; one that finds nothing to clip multiplies by 1, and takes as long.
 """
 
+import itertools
 from collections.abc import Callable
 from typing import Any
 
@@ -21,70 +23,91 @@ from benchmarks.timing import hardware, in_turns, ratio
 
 ROUNDS = 15
 FLOOR = "floor: one read; one read and write"
+TORCH = "torch clip_grad_norm_, foreach"
 
 
 class Donated:
-    """Calls that take the same gradients in turn, and give them back changed."""
+    """Calls that take the same gradients in turn, and give them back clipped."""
 
     def __init__(self, grads: trees.Tree) -> None:
         """Start with these gradients."""
         self.grads = grads
 
-    def call(self, function: Callable[..., Any]) -> Callable[[], Any]:
+    def call(self, function: Callable[..., Any]) -> Callable[[float], Any]:
         """Return a call of a compiled function that donates the gradients."""
         program = jax.jit(function, donate_argnums=0)
 
-        def run() -> Any:
-            self.grads, *rest = program(self.grads)
+        def run(max_norm: float) -> Any:
+            self.grads, *rest = program(self.grads, jnp.float32(max_norm))
             return self.grads, rest
 
         return run
 
 
-def floor(grads: trees.Tree) -> Any:
+def floor(grads: trees.Tree, max_norm: jax.Array) -> Any:
     """Sum the leaves, and multiply them by a number that the sum does not change."""
     total = sum(jnp.sum(leaf.astype(jnp.float32)) for leaf in grads.values())
-    one = jnp.where(jnp.isnan(total), jnp.float32(2), jnp.float32(1))
+    factor = jnp.where(jnp.isnan(total), max_norm, jnp.float32(1))
     return {
-        name: (leaf.astype(jnp.float32) * one).astype(leaf.dtype)
+        name: (hold(leaf).astype(jnp.float32) * factor).astype(leaf.dtype)
         for name, leaf in grads.items()
     }, total
 
 
-def candidates(tree: trees.Tree) -> dict[str, Callable[[], Any]]:
-    """Return what to time on gradients of these shapes."""
-    grads = trees.gradients(tree)
+def hold(leaf: jax.Array) -> jax.Array:
+    """Keep XLA from writing out a float32 copy of a leaf that it reads twice."""
+    held: jax.Array = jax.lax.optimization_barrier(leaf)
+    return held
+
+
+def ours(grads: trees.Tree, max_norm: jax.Array) -> Any:
+    """Clip, metrics and safety included."""
+    clip = jaxclip.clip_by_global_norm(max_norm)
+    return clip.update(grads, clip.init(grads))
+
+
+def theirs(grads: trees.Tree, max_norm: jax.Array) -> Any:
+    """Clip as Optax does, which takes a traced threshold of the leaves' dtype alone."""
+    (dtype,) = {leaf.dtype for leaf in grads.values()}
+    clip = optax.clip_by_global_norm(max_norm.astype(dtype))
+    return clip.update(grads, clip.init(grads))
+
+
+def torch_parameters(grads: trees.Tree) -> list[torch.nn.Parameter]:
+    """Return parameters with the same gradients."""
+    params = []
+    for leaf in grads.values():
+        dtype = torch.bfloat16 if leaf.dtype == jnp.bfloat16 else torch.float32
+        param = torch.nn.Parameter(torch.zeros(leaf.shape, dtype=dtype))
+        param.grad = torch.from_numpy(np.array(leaf, np.float32)).to(dtype)
+        params.append(param)
+    return params
+
+
+def candidates(grads: trees.Tree) -> dict[str, Callable[[float], Any]]:
+    """Return what to time on these gradients, each a call that takes ``max_norm``."""
     donated = Donated(grads)
-    ours, theirs = jaxclip.clip_by_global_norm, optax.clip_by_global_norm(1.0)
-    params = [torch.nn.Parameter(torch.zeros(leaf.shape)) for leaf in tree.values()]
-    if any(leaf.dtype == jnp.bfloat16 for leaf in tree.values()):
-        params = [torch.nn.Parameter(param.data.bfloat16()) for param in params]
-    for param, leaf in zip(params, grads.values(), strict=True):
-        values = torch.from_numpy(np.array(leaf, np.float32))
-        param.grad = values.to(param.dtype)
-
-    def clip(transformation: optax.GradientTransformation) -> Callable[[Any], Any]:
-        def update(grads: Any) -> Any:
-            return transformation.update(grads, transformation.init(grads))
-
-        return update
-
-    # The calls share gradients: each doubles them first, in the same pass, so that the
-    # next one has something to clip.
-    def doubled(update: Callable[[Any], Any]) -> Callable[[Any], Any]:
-        return lambda grads: update({name: 2 * leaf for name, leaf in grads.items()})
-
-    def torch_clip() -> None:
-        torch.nn.utils.clip_grad_norm_(params, 1.0, foreach=True)
-
+    params = torch_parameters(grads)
     return {
         FLOOR: donated.call(floor),
-        "jaxclip.clip_by_global_norm": donated.call(doubled(clip(ours(1.0)))),
-        "… that does not clip": donated.call(clip(ours(1e6))),
-        "optax.clip_by_global_norm": donated.call(doubled(clip(theirs))),
-        "… that does not clip ": donated.call(clip(optax.clip_by_global_norm(1e6))),
-        "torch clip_grad_norm_, foreach": torch_clip,
+        "jaxclip.clip_by_global_norm": donated.call(ours),
+        "optax.clip_by_global_norm": donated.call(theirs),
+        TORCH: lambda max_norm: torch.nn.utils.clip_grad_norm_(
+            params, max_norm, foreach=True
+        ),
     }
+
+
+def falling(
+    calls: dict[str, Callable[[float], Any]], max_norm: float
+) -> dict[str, Callable[[], Any]]:
+    """Give each call a threshold below the one before, so that every one clips."""
+    thresholds = itertools.count()
+
+    def lower(call: Callable[[float], Any]) -> Callable[[], Any]:
+        return lambda: call(max_norm * 0.98 ** next(thresholds))
+
+    return {name: lower(call) for name, call in calls.items()}
 
 
 def main() -> list[Table]:
@@ -92,7 +115,10 @@ def main() -> list[Table]:
     tables = []
     for title, tree in trees.TREES.items():
         shapes = tree()
-        times = in_turns(candidates(shapes), ROUNDS, title)
+        grads = trees.gradients(shapes)
+        calls = falling(candidates(grads), float(jaxclip.global_norm(grads)))
+        del grads  # They are donated.
+        times = in_turns(calls, ROUNDS, title)
         gigabytes = 3 * trees.nbytes(shapes) / 1e9
         table = Table(
             "clip",
@@ -108,7 +134,7 @@ def main() -> list[Table]:
                 name,
                 f"{median:.1f}",
                 f"{ratio(milliseconds, times[FLOOR]):.2f}",
-                f"{ratio(milliseconds, times['torch clip_grad_norm_, foreach']):.2f}",
+                f"{ratio(milliseconds, times[TORCH]):.2f}",
                 f"{gigabytes / median * 1e3:.0f}",
             )
         Console(width=100).print(table)
