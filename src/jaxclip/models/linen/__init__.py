@@ -1,0 +1,14 @@
+"""The models of ``jaxclip.models`` in Flax Linen, class for class.
+
+Every module makes its parameters and submodules in ``setup()``, so that what it
+holds can be seen without running it: ``jaxclip.convert`` needs no example input.
+"""
+
+from jaxclip.models.linen._my_linear import MyLinear as MyLinear
+from jaxclip.models.linen._my_linear import Sequential as Sequential
+from jaxclip.models.linen._my_linear import my_net as my_net
+from jaxclip.models.linen._recurrent import GRU as GRU
+from jaxclip.models.linen._recurrent import LSTM as LSTM
+from jaxclip.models.linen._recurrent import RNN as RNN
+from jaxclip.models.linen._rnnlm import RNNLM as RNNLM
+from jaxclip.models.linen._rnnlm import RNNLMScratch as RNNLMScratch
