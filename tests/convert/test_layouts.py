@@ -244,11 +244,8 @@ def test_tied_weights_that_are_missing_are_one_problem():
 @pytest.mark.parametrize(
     ("target", "name"),
     [
-        (nnx.Conv(1, 1, 3, rngs=RNGS), "flax.nnx.nn.linear.Conv"),
         (nnx.LoRALinear(2, 2, lora_rank=1, rngs=RNGS), "flax.nnx.nn.lora.LoRALinear"),
-        (nnx.LayerNorm(2, rngs=RNGS), "flax.nnx.nn.normalization.LayerNorm"),
-        (init(nn.Conv(1, (3,)), 3, 1), "flax.linen.linear.Conv"),
-        (init(nn.DenseGeneral(2), 2), "flax.linen.linear.DenseGeneral"),
+        (init(nn.ConvLocal(1, (3,)), 3, 1), "flax.linen.linear.ConvLocal"),
     ],
     ids=lambda value: value if isinstance(value, str) else "",
 )

@@ -14,7 +14,7 @@ from jaxclip.convert._linen import linen_target
 from jaxclip.convert._names import Rename, target_names
 from jaxclip.convert._nnx import nnx_target
 from jaxclip.convert._optional import need
-from jaxclip.convert._plan import plan
+from jaxclip.convert._plan import plan, remedies
 from jaxclip.convert._sources import read_source
 from jaxclip.convert._tree import Target
 
@@ -89,7 +89,7 @@ def from_torch(
     model = _read_target(target)
     tensors, problems = _read_tensors(source, rename, ignore)
     entries, unlinked = plan(model)
-    values, misfits = fill(entries, tensors)
+    values, misfits = fill(entries, tensors, remedies(model))
     problems = [*problems, *unlinked, *misfits]
     if problems:
         raise ConversionError(problems)
@@ -128,9 +128,13 @@ def to_torch(target: object) -> "dict[str, torch.Tensor]":
     state_dict: dict[str, torch.Tensor] = {}
     for entry in entries:
         try:
-            values = (to_numpy(leaf.value) for leaf in entry.leaves)
-            tensors = map(to_tensor, entry.link.to_torch(*values))
-            state_dict |= zip(entry.names, tensors, strict=True)
+            values = [to_numpy(leaf.value) for leaf in entry.leaves]
+        except TypeError as error:
+            problems.append(f"{entry} {error}")
+            continue
+        arrays = entry.to_torch(*values)
+        try:
+            state_dict |= zip(entry.names, map(to_tensor, arrays), strict=True)
         except TypeError as error:
             problems.append(f"{entry} {error}")
     if problems:

@@ -6,6 +6,7 @@ recurrent layers hold exactly the arrays that torch's hold, so that every gradie
 has its counterpart. ``jaxclip.convert`` loads torch's weights into them.
 """
 
+from jaxclip.models._conv_transpose import ConvTranspose as ConvTranspose
 from jaxclip.models._my_linear import MyLinear as MyLinear
 from jaxclip.models._my_linear import Sequential as Sequential
 from jaxclip.models._my_linear import my_net as my_net

@@ -2,6 +2,7 @@
 
 import copy
 from fnmatch import fnmatch
+from functools import partial
 
 import jax
 import jax.numpy as jnp
@@ -186,7 +187,8 @@ def pull_back(apply, params, inputs, cotangents):
         values = dict(enumerate(inputs)) | dict(zip(places, floating, strict=True))
         return apply(params, *values.values())
 
-    @jax.jit
+    # It runs once, and takes LLVM longer to optimise than to run.
+    @partial(jax.jit, compiler_options={"xla_backend_optimization_level": 0})
     def outputs_and_grads(params, floating, cotangents):
         outputs, pull, rest = jax.vjp(run, params, floating, has_aux=True)
         starts = jax.tree.unflatten(jax.tree.structure(outputs), cotangents)

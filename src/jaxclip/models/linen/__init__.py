@@ -4,6 +4,7 @@ Every module makes its parameters and submodules in ``setup()``, so that what it
 holds can be seen without running it: ``jaxclip.convert`` needs no example input.
 """
 
+from jaxclip.models.linen._conv_transpose import ConvTranspose as ConvTranspose
 from jaxclip.models.linen._my_linear import MyLinear as MyLinear
 from jaxclip.models.linen._my_linear import Sequential as Sequential
 from jaxclip.models.linen._my_linear import my_net as my_net
