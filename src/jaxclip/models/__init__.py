@@ -6,10 +6,14 @@ recurrent layers hold exactly the arrays that torch's hold, so that every gradie
 has its counterpart. ``jaxclip.convert`` loads torch's weights into them.
 """
 
+from jaxclip.models._batch_norm import BatchNorm as BatchNorm
+from jaxclip.models._bilinear import Bilinear as Bilinear
 from jaxclip.models._conv_transpose import ConvTranspose as ConvTranspose
+from jaxclip.models._embed import Embed as Embed
 from jaxclip.models._my_linear import MyLinear as MyLinear
 from jaxclip.models._my_linear import Sequential as Sequential
 from jaxclip.models._my_linear import my_net as my_net
+from jaxclip.models._prelu import PReLU as PReLU
 from jaxclip.models._recurrent import GRU as GRU
 from jaxclip.models._recurrent import LSTM as LSTM
 from jaxclip.models._recurrent import RNN as RNN

@@ -7,7 +7,9 @@ import torch
 from flax import linen as nn
 from flax import nnx
 
+from jaxclip import models
 from jaxclip.convert import ConversionError, to_torch
+from jaxclip.models import linen
 from tests.convert.layers.harness import check_layer, normal
 
 
@@ -86,4 +88,15 @@ def test_einsum():
             (3, 5, 4), subscripts, use_bias=True, param_dtype=param_dtype
         ),
         normal(2, 3),
+    )
+
+
+@pytest.mark.parametrize("bias", [True, False])
+def test_bilinear(bias):
+    check_layer(
+        torch.nn.Bilinear(3, 4, 2, bias=bias),
+        partial(models.Bilinear, 3, 4, 2, use_bias=bias),
+        partial(linen.Bilinear, 3, 4, 2, use_bias=bias),
+        normal(5, 2, 3, seed=1),
+        normal(5, 2, 4, seed=2),
     )

@@ -6,16 +6,19 @@ from collections.abc import Iterator, Sequence
 from flax import linen as nn
 from flax import nnx
 
+from jaxclip import models
 from jaxclip.convert._errors import ConversionError
 from jaxclip.convert._rules.links import (
     Link,
     Rule,
     Variables,
     named,
+    raw,
     reshaped,
     same,
     transposed,
 )
+from jaxclip.models import linen
 
 
 def _linear(layer: object, variables: Variables) -> Iterator[Link]:
@@ -65,6 +68,10 @@ RULES: dict[type, Rule] = {
     nn.DenseGeneral: Rule(_general, torch=("Linear",), note=_GENERAL),
     nnx.Einsum: Rule(_einsum, torch=("`torch.einsum`",), note=_EINSUM),
     nn.Einsum: Rule(_einsum, torch=("`torch.einsum`",), note=_EINSUM),
-    nnx.Embed: Rule(_embed, torch=("Embedding",)),
-    nn.Embed: Rule(_embed, torch=("Embedding",)),
+    models.Bilinear: Rule(raw, torch=("Bilinear",)),
+    linen.Bilinear: Rule(raw, torch=("Bilinear",)),
+    nnx.Embed: Rule(_embed, torch=("Embedding",), note="no `padding_idx`"),
+    nn.Embed: Rule(_embed, torch=("Embedding",), note="no `padding_idx`"),
+    models.Embed: Rule(_embed, torch=("Embedding",)),
+    linen.Embed: Rule(_embed, torch=("Embedding",)),
 }

@@ -11,12 +11,18 @@ from typing import Any, TypeVar, overload
 from flax import linen as nn
 from flax import nnx
 
-from jaxclip.convert._rules import containers, conv, dense
+from jaxclip.convert._rules import activations, containers, conv, dense, norms
 from jaxclip.convert._rules.links import Links, Rule
 
 L = TypeVar("L", bound=Links)
 
-RULES: dict[type, Rule] = {**containers.RULES, **dense.RULES, **conv.RULES}
+RULES: dict[type, Rule] = {
+    **activations.RULES,
+    **containers.RULES,
+    **conv.RULES,
+    **dense.RULES,
+    **norms.RULES,
+}
 """The rule for each type, and for the types that users derive from it."""
 
 _MODULES = (nnx.Module, nn.Module)

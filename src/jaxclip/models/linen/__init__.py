@@ -4,10 +4,14 @@ Every module makes its parameters and submodules in ``setup()``, so that what it
 holds can be seen without running it: ``jaxclip.convert`` needs no example input.
 """
 
+from jaxclip.models.linen._batch_norm import BatchNorm as BatchNorm
+from jaxclip.models.linen._bilinear import Bilinear as Bilinear
 from jaxclip.models.linen._conv_transpose import ConvTranspose as ConvTranspose
+from jaxclip.models.linen._embed import Embed as Embed
 from jaxclip.models.linen._my_linear import MyLinear as MyLinear
 from jaxclip.models.linen._my_linear import Sequential as Sequential
 from jaxclip.models.linen._my_linear import my_net as my_net
+from jaxclip.models.linen._prelu import PReLU as PReLU
 from jaxclip.models.linen._recurrent import GRU as GRU
 from jaxclip.models.linen._recurrent import LSTM as LSTM
 from jaxclip.models.linen._recurrent import RNN as RNN
