@@ -8,6 +8,7 @@ from flax import nnx
 
 from jaxclip import models
 from jaxclip.convert._rules.links import Link, Rule, Variables, named, permuted, same
+from jaxclip.convert._rules.parametrized import REMEDIES
 from jaxclip.models import linen
 
 
@@ -55,20 +56,23 @@ _conv_rule = Rule(
     _conv,
     torch=_CONV,
     note="channels last; integer `padding`: at a stride `'SAME'` pads elsewhere",
+    remedies=REMEDIES,
 )
 _conv_transpose_rule = Rule(
     _conv_transpose,
     torch=_CONV_TRANSPOSE,
     note="no groups; pad `d(k-1) - p` before, and `output_padding` more behind",
     remedies={
+        **REMEDIES,
         "weight": "Flax's ConvTranspose has no groups; if torch's has, use "
-        "jaxclip.models.ConvTranspose (or that of jaxclip.models.linen)."
+        "jaxclip.models.ConvTranspose (or that of jaxclip.models.linen).",
     },
 )
 _own_conv_transpose_rule = Rule(
     named({"weight": "weight", "bias": "bias"}),
     torch=_CONV_TRANSPOSE,
     note="torch's arguments, groups and `output_padding` included",
+    remedies=REMEDIES,
 )
 
 RULES: dict[type, Rule] = {

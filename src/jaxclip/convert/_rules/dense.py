@@ -18,6 +18,7 @@ from jaxclip.convert._rules.links import (
     same,
     transposed,
 )
+from jaxclip.convert._rules.parametrized import REMEDIES
 from jaxclip.models import linen
 
 
@@ -62,8 +63,8 @@ _GENERAL = "the matrix between the flattened axes; no batch axes"
 _EINSUM = "a raw `weight` (and `bias`) for the same subscripts"
 
 RULES: dict[type, Rule] = {
-    nnx.Linear: Rule(_linear, torch=("Linear",), note=_DENSE),
-    nn.Dense: Rule(_linear, torch=("Linear",), note=_DENSE),
+    nnx.Linear: Rule(_linear, torch=("Linear",), note=_DENSE, remedies=REMEDIES),
+    nn.Dense: Rule(_linear, torch=("Linear",), note=_DENSE, remedies=REMEDIES),
     nnx.LinearGeneral: Rule(_general, torch=("Linear",), note=_GENERAL),
     nn.DenseGeneral: Rule(_general, torch=("Linear",), note=_GENERAL),
     nnx.Einsum: Rule(_einsum, torch=("`torch.einsum`",), note=_EINSUM),

@@ -11,7 +11,14 @@ from typing import Any, TypeVar, overload
 from flax import linen as nn
 from flax import nnx
 
-from jaxclip.convert._rules import activations, containers, conv, dense, norms
+from jaxclip.convert._rules import (
+    activations,
+    containers,
+    conv,
+    dense,
+    norms,
+    parametrized,
+)
 from jaxclip.convert._rules.links import Links, Rule
 
 L = TypeVar("L", bound=Links)
@@ -22,6 +29,7 @@ RULES: dict[type, Rule] = {
     **conv.RULES,
     **dense.RULES,
     **norms.RULES,
+    **parametrized.RULES,
 }
 """The rule for each type, and for the types that users derive from it."""
 
