@@ -1,11 +1,13 @@
-"""Flax mirrors of the models in ``torchref``, class for class.
+"""Flax mirrors of the models in ``torchref``, class for class, and of torch's layers.
 
 The classes here are Flax NNX; ``jaxclip.models.linen`` has the same ones in Linen.
-Names, shapes and parameter paths are torch's as far as Flax lets them be, and the
-recurrent layers hold exactly the arrays that torch's hold, so that every gradient
-has its counterpart. ``jaxclip.convert`` loads torch's weights into them.
+Names, shapes and parameter paths are torch's as far as Flax lets them be. A layer is
+here where Flax's own has no place for what torch's holds, or computes something else;
+``init`` makes Flax's own layers start as torch's do. ``jaxclip.convert`` loads torch's
+weights into all of them.
 """
 
+from jaxclip.models import init as init
 from jaxclip.models._batch_norm import BatchNorm as BatchNorm
 from jaxclip.models._bilinear import Bilinear as Bilinear
 from jaxclip.models._conv_transpose import ConvTranspose as ConvTranspose

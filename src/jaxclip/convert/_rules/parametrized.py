@@ -103,7 +103,7 @@ def _refuse(why: str) -> NoReturn:
     raise ConversionError([why])
 
 
-_TORCH = ("`parametrizations.weight_norm`",)
+_TORCH = ("parametrizations.weight_norm",)
 _NOTE = "around Linear, Dense, Conv"
 
 RULES: dict[type, Rule] = {

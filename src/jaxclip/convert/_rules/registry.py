@@ -24,12 +24,12 @@ from jaxclip.convert._rules.links import Links, Rule
 L = TypeVar("L", bound=Links)
 
 RULES: dict[type, Rule] = {
-    **activations.RULES,
-    **containers.RULES,
-    **conv.RULES,
     **dense.RULES,
+    **conv.RULES,
     **norms.RULES,
+    **activations.RULES,
     **parametrized.RULES,
+    **containers.RULES,
 }
 """The rule for each type, and for the types that users derive from it."""
 
