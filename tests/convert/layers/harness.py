@@ -24,6 +24,7 @@ def check_layer(
     channels_last=False,
     ignore=(),
     buffers=True,
+    dtypes=tuple(TOLERANCES),
 ):
     """Check a torch layer against its two Flax counterparts, in two precisions.
 
@@ -38,9 +39,10 @@ def check_layer(
         channels_last: Whether axis 1 of torch's inputs and outputs is Flax's last.
         ignore: Patterns of the names that the Flax layers have nowhere to put.
         buffers: Whether the buffers after the call are to agree.
+        dtypes: The precisions.
     """
     randomise(source)
-    for dtype, tolerance in TOLERANCES.items():
+    for dtype in dtypes:
         typed = copy.deepcopy(source).to(getattr(torch, dtype))
         given = [cast(array, dtype) for array in inputs]
         expected = run_torch(copy.deepcopy(typed), given)
@@ -66,7 +68,9 @@ def check_layer(
                 if part == "buffers" and not buffers:
                     continue
                 theirs = without(expected[part], ignore)
-                assert_close(actual[part], theirs, tolerance, f"{label}, {part}")
+                assert_close(
+                    actual[part], theirs, TOLERANCES[dtype], f"{label}, {part}"
+                )
 
 
 def randomise(module, seed=0):
