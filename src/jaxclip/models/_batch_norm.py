@@ -7,7 +7,7 @@ import jax
 import jax.numpy as jnp
 from flax import nnx
 
-from jaxclip.models._checks import check_sizes
+from jaxclip.models._checks import check_channels, check_sizes
 
 
 class Statistics(NamedTuple):
@@ -161,6 +161,7 @@ class BatchNorm(nnx.Module):
         """Make the parameters and the statistics; see the class for their shapes."""
         del rngs
         check_sizes(num_features=num_features)
+        self.num_features = num_features
         self.use_running_average = use_running_average
         self.momentum = momentum
         self.epsilon = epsilon
@@ -186,9 +187,10 @@ class BatchNorm(nnx.Module):
             An array of the shape and dtype of ``x``.
 
         Raises:
-            ValueError: If the moments of a batch are needed that has one value for
-                each channel.
+            ValueError: If the last axis is not the channels, or the moments of a
+                batch are needed that has one value for each channel.
         """
+        check_channels(x, self.num_features)
         if use_running_average is None:
             use_running_average = self.use_running_average
         weight = None if self.weight is None else self.weight[...]

@@ -13,6 +13,15 @@ def check_sizes(**sizes: int) -> None:
             raise ValueError(f"{name} is {size}; it must be at least 1.")
 
 
+def check_channels(x: jax.Array, channels: int) -> None:
+    """Refuse an array whose last axis is not the channels; it might be broadcast."""
+    if x.ndim == 0 or x.shape[-1] != channels:
+        raise ValueError(
+            f"x has shape {x.shape}; its last axis must be the channels, of which "
+            f"there are {channels}. torch has them on axis 1: jnp.moveaxis(x, 1, -1)."
+        )
+
+
 def check_cell(cell: str, known: Iterable[str]) -> None:
     """Refuse a kind of cell that is none of those known."""
     names = tuple(known)

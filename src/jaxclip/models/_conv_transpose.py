@@ -9,7 +9,7 @@ import jax.numpy as jnp
 from flax import nnx
 
 from jaxclip.models import _init
-from jaxclip.models._checks import check_sizes
+from jaxclip.models._checks import check_channels, check_sizes
 
 Window = int | Sequence[int]
 """A number for each spatial axis, or one for all."""
@@ -103,7 +103,11 @@ def conv_transpose(
 
     Returns:
         ``(..., *spatial, out_features)``.
+
+    Raises:
+        ValueError: If the last axis of ``x`` is not the channels.
     """
+    check_channels(x, weight.shape[0])
     ndim, groups = len(window.kernel_size), window.groups
     batch, (inputs, outputs) = x.shape[: -ndim - 1], weight.shape[:2]
     dtype = jnp.result_type(x, weight)

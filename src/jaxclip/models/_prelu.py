@@ -6,11 +6,17 @@ import jax
 import jax.numpy as jnp
 from flax import nnx
 
-from jaxclip.models._checks import check_sizes
+from jaxclip.models._checks import check_channels, check_sizes
 
 
 def prelu(x: jax.Array, weight: jax.Array) -> jax.Array:
-    """Scale what is not positive; ``weight`` is for the last axis, or for all."""
+    """Scale what is not positive; ``weight`` is for the last axis, or for all.
+
+    Raises:
+        ValueError: If there are several slopes, and not for the last axis.
+    """
+    if weight.size > 1:
+        check_channels(x, weight.size)
     return jnp.where(x > 0, x, weight * x)
 
 

@@ -2,6 +2,8 @@
 
 from functools import partial
 
+import jax
+import jax.numpy as jnp
 import pytest
 import torch
 from flax import linen as nn
@@ -43,6 +45,22 @@ def test_slopes_that_the_stock_layer_lacks_are_refused_with_what_to_use():
         "Flax's PReLU has one slope for all channels; use jaxclip.models.PReLU (or "
         "that of jaxclip.models.linen).",
     )
+
+
+def test_the_stock_derivative_at_0_is_1_and_torchs_the_slope():
+    zero = torch.zeros(1, requires_grad=True)
+    torch.nn.PReLU()(zero).backward()
+    assert zero.grad == 0.25
+    assert jax.grad(lambda x: models.PReLU()(x)[0])(jnp.zeros(1)) == 0.25
+    assert jax.grad(lambda x: nnx.PReLU(0.25)(x)[0])(jnp.zeros(1)) == 1
+
+
+@pytest.mark.parametrize("shape", [(3, 1), (3, 4)])
+def test_channels_that_are_not_last_are_refused(shape):
+    with pytest.raises(
+        ValueError, match="its last axis must be the channels, of which"
+    ):
+        models.PReLU(3)(jnp.ones(shape))
 
 
 def test_the_slope_starts_as_torchs():

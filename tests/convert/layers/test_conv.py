@@ -182,3 +182,10 @@ def test_any_number_of_batch_axes_will_do():
     y = layer(x)
     assert y.shape == (2, 3, 11, 6)
     np.testing.assert_allclose(layer(x[1, 2]), y[1, 2], rtol=1e-6, atol=1e-6)
+
+
+def test_channels_that_are_not_last_are_refused():
+    layer = models.ConvTranspose(4, 6, (3,), rngs=nnx.Rngs(0))
+    match = r"x has shape \(2, 4, 5\); its last axis must be the channels, of which"
+    with pytest.raises(ValueError, match=match):
+        layer(jnp.ones((2, 4, 5)))

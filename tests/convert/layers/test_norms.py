@@ -1,5 +1,6 @@
 """Normalisation layers, in training and in evaluation."""
 
+import re
 from functools import partial
 
 import jax
@@ -138,6 +139,32 @@ def test_statistics_that_instance_norm_lacks_are_named_with_what_to_do():
         assert "Flax's InstanceNorm keeps no statistics: leave them out" in problem
 
 
+def test_evaluation_with_the_statistics_of_instance_norm_is_that_of_batch_norm():
+    source = torch.nn.InstanceNorm1d(6, affine=True, track_running_stats=True).eval()
+    check_layer(
+        source,
+        partial(models.BatchNorm, 6, use_running_average=True),
+        partial(linen.BatchNorm, 6, use_running_average=True),
+        batch(1),
+        channels_last=True,
+    )
+
+
+def test_weights_along_several_axes_are_refused_in_nnx_with_what_to_do():
+    source = torch.nn.LayerNorm((2, 3))
+    randomise(source)
+    layer = nnx.LayerNorm(6, epsilon=1e-5, rngs=nnx.Rngs(0))
+    with pytest.raises(
+        ConversionError, match=r"several flatten those axes .* tensor\."
+    ):
+        from_torch(layer, source)
+    flat = {name: tensor.flatten() for name, tensor in source.state_dict().items()}
+    x = normal(4, 2, 3).astype("f")
+    expected = source(torch.tensor(x)).detach().reshape(4, 6)
+    actual = from_torch(layer, flat)(x.reshape(4, 6))
+    np.testing.assert_allclose(actual, expected, atol=1e-5)
+
+
 # Our own batch norm.
 
 OPTIONS = {
@@ -262,6 +289,17 @@ def test_a_single_value_has_no_variance():
         models.BatchNorm(2)(jnp.ones((1, 2)))
     with pytest.raises(ValueError, match="1 value per channel"):
         torch.nn.BatchNorm1d(2)(torch.ones(1, 2))
+
+
+@pytest.mark.parametrize("shape", [(4, 1), (2, 4), ()])
+def test_an_array_that_would_be_broadcast_is_refused(shape):
+    x = jnp.ones(shape)
+    message = re.escape(f"x has shape {shape}; its last axis must be the channels, of ")
+    with pytest.raises(ValueError, match=message):
+        models.BatchNorm(2)(x)
+    layer = linen.BatchNorm(2, use_running_average=True)
+    with pytest.raises(ValueError, match=message):
+        layer.init(jax.random.key(0), x)
 
 
 def test_a_count_that_32_bits_cannot_hold_is_refused():

@@ -159,6 +159,9 @@ def test_what_cannot_hold_it_is_refused_with_what_to_do(target, message):
 
 
 def test_our_weight_norm_leaves_the_kernel_as_it_is_where_flaxs_does_not():
+    assert "scales" not in nnx.state(
+        nnx.WeightNorm(LINEAR(), rngs=nnx.Rngs(0)), nnx.Param
+    )
     stock, own = nnx.WeightNorm(LINEAR(), rngs=nnx.Rngs(0)), models.WeightNorm(LINEAR())
     before = own.layer.kernel[...]
     own(X)

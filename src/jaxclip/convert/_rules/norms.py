@@ -42,7 +42,7 @@ _INSTANCE_NORM = ("InstanceNorm1d", "InstanceNorm2d", "InstanceNorm3d")
 _batch_norm_rule = Rule(
     _batch_norm,
     torch=_BATCH_NORM,
-    note="for evaluation: in training its running variance is another; "
+    note="in training its running variance is another; statistics of float32; "
     f"`ignore=['*{COUNT}']`",
     remedies={
         COUNT: "Flax's BatchNorm counts no batches, and only momentum=None needs the "
@@ -64,7 +64,16 @@ _instance_norm_rule = Rule(
         "jaxclip.models.BatchNorm with use_running_average=True.",
     ),
 )
-_layer_norm_rule = Rule(_affine, torch=("LayerNorm",), note="`epsilon=1e-5`")
+_layer_norm_rule = Rule(
+    _affine,
+    torch=("LayerNorm",),
+    note="`epsilon=1e-5`; several axes in Linen alone",
+    remedies=dict.fromkeys(
+        ("weight", "bias"),
+        "nnx.LayerNorm has weights along one axis; for a normalized_shape of several "
+        "flatten those axes of the input, and the tensor: tensor.flatten().",
+    ),
+)
 _group_norm_rule = Rule(
     _affine, torch=("GroupNorm",), note="`epsilon=1e-5`; 32 groups unless told"
 )

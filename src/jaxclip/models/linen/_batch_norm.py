@@ -13,7 +13,7 @@ from jaxclip.models._batch_norm import (
     normalize,
     updated,
 )
-from jaxclip.models._checks import check_sizes
+from jaxclip.models._checks import check_channels, check_sizes
 
 
 class BatchNorm(nn.Module):
@@ -82,9 +82,10 @@ class BatchNorm(nn.Module):
             An array of the shape and dtype of ``x``.
 
         Raises:
-            ValueError: If the moments of a batch are needed that has one value for
-                each channel.
+            ValueError: If the last axis is not the channels, or the moments of a
+                batch are needed that has one value for each channel.
         """
+        check_channels(x, self.num_features)
         use_running_average = nn.merge_param(
             "use_running_average", self.use_running_average, use_running_average
         )
