@@ -21,4 +21,5 @@ from jaxclip.models._recurrent import LSTM as LSTM
 from jaxclip.models._recurrent import RNN as RNN
 from jaxclip.models._rnnlm import RNNLM as RNNLM
 from jaxclip.models._rnnlm import RNNLMScratch as RNNLMScratch
+from jaxclip.models._spectral_norm import SpectralNorm as SpectralNorm
 from jaxclip.models._weight_norm import WeightNorm as WeightNorm

@@ -7,7 +7,7 @@ import jax.numpy as jnp
 from flax import nnx
 
 
-class _Layer(Protocol):
+class Layer(Protocol):
     """What has a kernel with its outputs last: ``nnx.Linear``, ``nnx.Conv``."""
 
     kernel: nnx.Param[jax.Array]
@@ -46,7 +46,7 @@ class WeightNorm(nnx.Module):
         (2,)
     """
 
-    def __init__(self, layer: _Layer) -> None:
+    def __init__(self, layer: Layer) -> None:
         """Take the lengths from the kernel."""
         self.layer = layer
         self.scale = nnx.Param(lengths(layer.kernel[...]))
@@ -54,6 +54,6 @@ class WeightNorm(nnx.Module):
     def __call__(self, x: jax.Array) -> jax.Array:
         """Call the layer with the weights that direction and length make."""
         kernel = self.layer.kernel[...]
-        layer: _Layer = nnx.clone(self.layer)
+        layer: Layer = nnx.clone(self.layer)
         layer.kernel[...] = kernel * (self.scale[...] / lengths(kernel))
         return layer(x)

@@ -13,12 +13,15 @@ from torch.nn.utils import parametrizations, parametrize
 
 from jaxclip import models
 from jaxclip.convert import ConversionError, from_torch, to_torch
+from jaxclip.models import linen
+from jaxclip.models._spectral_norm import Vectors, normalized
 from tests.convert.layers.harness import check_layer, normal
 
 # What Flax adds under the root: torch adds nothing.
 EXACT = {"epsilon": 0.0}
 
-LINEAR = partial(nnx.Linear, 3, 2, rngs=nnx.Rngs(0))
+RNGS = nnx.Rngs(0)
+LINEAR = partial(nnx.Linear, 3, 2, rngs=RNGS)
 
 
 def nnx_normed(make):
@@ -30,6 +33,18 @@ def nnx_normed(make):
 def linen_normed(make):
     return lambda param_dtype: nn.WeightNorm(
         make(param_dtype=param_dtype), param_dtype=param_dtype, **EXACT
+    )
+
+
+def nnx_spectral(make, **options):
+    return lambda rngs, param_dtype: models.SpectralNorm(
+        make(rngs=rngs, param_dtype=param_dtype), rngs=rngs, **options
+    )
+
+
+def linen_spectral(make, **options):
+    return lambda param_dtype: linen.SpectralNorm(
+        make(param_dtype=param_dtype), **options
     )
 
 
@@ -55,6 +70,59 @@ def test_weight_norm_of_a_convolution(axes):
         normal(2, 4, *(7, 6)[:axes]),
         channels_last=True,
     )
+
+
+@pytest.mark.parametrize("train", [True, False])
+@pytest.mark.parametrize("steps", [1, 3])
+def test_spectral_norm_of_a_linear(steps, train):
+    norm = partial(parametrizations.spectral_norm, n_power_iterations=steps)
+    options = {"n_power_iterations": steps, "use_running_average": not train}
+    check_layer(
+        norm(torch.nn.Linear(5, 3)).train(train),
+        nnx_spectral(partial(nnx.Linear, 5, 3), **options),
+        linen_spectral(partial(nn.Dense, 3), **options),
+        normal(4, 5),
+    )
+
+
+@pytest.mark.parametrize("train", [True, False])
+def test_spectral_norm_of_a_convolution(train):
+    window = (3, 2)
+    options = {"padding": "VALID", "use_bias": False}
+    check_layer(
+        parametrizations.spectral_norm(torch.nn.Conv2d(4, 6, window, bias=False)).train(
+            train
+        ),
+        nnx_spectral(
+            partial(nnx.Conv, 4, 6, window, **options), use_running_average=not train
+        ),
+        linen_spectral(
+            partial(nn.Conv, 6, window, **options), use_running_average=not train
+        ),
+        normal(2, 4, 7, 6),
+        channels_last=True,
+    )
+
+
+def test_spectral_norm_starts_at_the_largest_singular_value():
+    for layer in (nnx.Linear(8, 5, rngs=RNGS), nnx.Conv(4, 5, (2, 3), rngs=RNGS)):
+        matrix = jnp.moveaxis(layer.kernel[...], -1, 0).reshape(5, -1)
+        largest = jnp.linalg.norm(matrix, ord=2)
+        normed = models.SpectralNorm(layer, rngs=RNGS)
+        kernel = normalized(layer.kernel[...], Vectors(normed.u[...], normed.v[...]))
+        assert jnp.allclose(kernel, layer.kernel[...] / largest, rtol=0.02)
+
+
+def test_train_and_eval_and_views_set_the_mode_of_spectral_norm():
+    normed = models.SpectralNorm(LINEAR(), rngs=RNGS)
+    first = normed.u[...]
+    normed.eval()
+    normed(X)
+    normed(X, use_running_average=True)
+    assert jnp.array_equal(normed.u[...], first)
+    normed.v[...] = jnp.ones(3)
+    nnx.view(normed, use_running_average=False)(X)
+    assert not jnp.array_equal(normed.u[...], first)
 
 
 def old_weight_norm(layer):
@@ -99,7 +167,7 @@ def test_a_plain_layer_is_refused_with_what_to_do(parametrized):
     extra = [text for text in caught.value.problems if "is not used" in text]
     assert len(extra) == len(named) - 1
     for problem in extra:
-        assert "makes a weight of it: make it a plain weight first, by" in problem
+        assert "makes a weight of it: put the layer into WeightNorm or Sp" in problem
         assert "remove_parametrizations(layer, 'weight')" in problem
     # What it says to do.
     expected = source(torch.ones(3)).detach()
@@ -125,12 +193,12 @@ X = jnp.ones((1, 3))
     ("target", "message"),
     [
         (
-            nnx.WeightNorm(LINEAR(), rngs=nnx.Rngs(0)),
+            nnx.WeightNorm(LINEAR(), rngs=RNGS),
             "WeightNorm at '': it keeps its scales outside its variables, and every "
             "call overwrites the kernel: use jaxclip.models.WeightNorm.",
         ),
         (
-            nnx.SpectralNorm(LINEAR(), rngs=nnx.Rngs(0)),
+            nnx.SpectralNorm(LINEAR(), rngs=RNGS),
             "SpectralNorm at '': it keeps one vector where torch's spectral_norm keeps",
         ),
         (
@@ -138,8 +206,8 @@ X = jnp.ones((1, 3))
             "SpectralNorm at '': it keeps one vector where torch's spectral_norm keeps",
         ),
         (
-            models.WeightNorm(nnx.ConvTranspose(3, 2, 3, rngs=nnx.Rngs(0))),
-            "WeightNorm at '': it holds a ConvTranspose; torch's lengths are those of",
+            models.WeightNorm(nnx.ConvTranspose(3, 2, 3, rngs=RNGS)),
+            "WeightNorm at '': it holds a ConvTranspose; the first axis in torch is",
         ),
         (
             linen_pair(nn.WeightNorm(nn.Dense(2), feature_axes=0), X),
@@ -159,10 +227,8 @@ def test_what_cannot_hold_it_is_refused_with_what_to_do(target, message):
 
 
 def test_our_weight_norm_leaves_the_kernel_as_it_is_where_flaxs_does_not():
-    assert "scales" not in nnx.state(
-        nnx.WeightNorm(LINEAR(), rngs=nnx.Rngs(0)), nnx.Param
-    )
-    stock, own = nnx.WeightNorm(LINEAR(), rngs=nnx.Rngs(0)), models.WeightNorm(LINEAR())
+    assert "scales" not in nnx.state(nnx.WeightNorm(LINEAR(), rngs=RNGS), nnx.Param)
+    stock, own = nnx.WeightNorm(LINEAR(), rngs=RNGS), models.WeightNorm(LINEAR())
     before = own.layer.kernel[...]
     own(X)
     assert jnp.array_equal(own.layer.kernel[...], before)

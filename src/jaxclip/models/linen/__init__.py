@@ -17,3 +17,4 @@ from jaxclip.models.linen._recurrent import LSTM as LSTM
 from jaxclip.models.linen._recurrent import RNN as RNN
 from jaxclip.models.linen._rnnlm import RNNLM as RNNLM
 from jaxclip.models.linen._rnnlm import RNNLMScratch as RNNLMScratch
+from jaxclip.models.linen._spectral_norm import SpectralNorm as SpectralNorm
