@@ -105,12 +105,14 @@ def test_spectral_norm_of_a_convolution(train):
 
 
 def test_spectral_norm_starts_at_the_largest_singular_value():
-    for layer in (nnx.Linear(8, 5, rngs=RNGS), nnx.Conv(4, 5, (2, 3), rngs=RNGS)):
-        matrix = jnp.moveaxis(layer.kernel[...], -1, 0).reshape(5, -1)
-        largest = jnp.linalg.norm(matrix, ord=2)
-        normed = models.SpectralNorm(layer, rngs=RNGS)
-        kernel = normalized(layer.kernel[...], Vectors(normed.u[...], normed.v[...]))
-        assert jnp.allclose(kernel, layer.kernel[...] / largest, rtol=0.02)
+    layer = nnx.Conv(4, 5, (2, 3), rngs=RNGS)
+    matrix = jnp.moveaxis(layer.kernel[...], -1, 0).reshape(5, -1)
+    largest = jnp.linalg.norm(matrix, ord=2)
+    normed = models.SpectralNorm(layer, rngs=RNGS)
+    vectors = Vectors(normed.u[...], normed.v[...])
+    kernel = normalized(layer.kernel[...], vectors)
+    # The power method nears it from below.
+    assert jnp.allclose(kernel, layer.kernel[...] / largest, rtol=0.02)
 
 
 def test_train_and_eval_and_views_set_the_mode_of_spectral_norm():
