@@ -256,23 +256,6 @@ def test_a_type_of_flax_without_a_rule_is_refused_by_name(target, name):
             convert(target)
 
 
-@pytest.mark.parametrize(
-    "target",
-    [
-        nnx.GRUCell(2, 2, rngs=RNGS),
-        nnx.RNN(nnx.LSTMCell(2, 2, rngs=RNGS)),
-        init(nn.RNN(nn.SimpleCell(2)), 3, 2),
-    ],
-    ids=["GRUCell", "RNN", "linen.RNN"],
-)
-def test_stock_recurrent_layers_are_refused_with_what_to_use(target):
-    match = (
-        r"has no rule\. jaxclip\.models has RNN, GRU and LSTM, .* exactly what torch"
-    )
-    with pytest.raises(ConversionError, match=match):
-        to_torch(target)
-
-
 def test_modules_without_weights_need_no_rule():
     class Model(nnx.Module):
         def __init__(self):

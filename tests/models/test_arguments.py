@@ -14,16 +14,17 @@ from jaxclip import models
 from jaxclip.models import linen
 
 
-def nnx_call(name, *sizes):
+def nnx_call(name, *sizes, **options):
     """Return an NNX model as a function."""
-    return getattr(models, name)(*sizes, rngs=nnx.Rngs(0))
+    return getattr(models, name)(*sizes, **options, rngs=nnx.Rngs(0))
 
 
-def linen_call(name, *sizes):
+def linen_call(name, *sizes, **options):
     """Return a Linen model, with ones for parameters, as a function."""
-    module = getattr(linen, name)(*sizes)
+    module = getattr(linen, name)(*sizes, **options)
     layer = name in ("RNN", "GRU", "LSTM")
     x = jnp.zeros((1, 1, 2)) if layer else jnp.zeros((1, 1), int)
+    x = jnp.zeros((1, 2)) if name.endswith("Cell") else x
     shapes = jax.eval_shape(module.init, jax.random.key(0), x)
     variables = jax.tree.map(lambda array: jnp.ones(array.shape), shapes)
     return lambda *args: module.apply(variables, *args)
@@ -100,6 +101,55 @@ def test_inputs_that_do_not_fit_a_recurrent_layer_are_refused(build, name):
 
 
 @BOTH
+def test_inputs_and_states_that_do_not_fit_an_option_are_refused(build):
+    layer = build("GRU", 2, 4, batch_first=False, bidirectional=True)
+    match = r"x has shape \(0, 1, 2\); it must be \(T, B, 2\), time first.* x\[:, None"
+    with pytest.raises(ValueError, match=match):
+        layer(jnp.zeros((0, 1, 2)))
+    match = r"state has shape \(1, 3, 4\); .* \(2 \* num_layers, B, H\) = \(2, 3, 4\)"
+    with pytest.raises(ValueError, match=match):
+        layer(jnp.zeros((5, 3, 2)), jnp.zeros((1, 3, 4)))
+    layer = build("LSTM", 2, 4, proj_size=3)
+    x, h, c = jnp.zeros((1, 5, 2)), jnp.zeros((1, 1, 3)), jnp.zeros((1, 1, 4))
+    with pytest.raises(ValueError, match=r"state\[0\] has shape \(1, 1, 4\);"):
+        layer(x, (c, h))
+
+
+@BOTH
+@pytest.mark.parametrize("name", ["RNNCell", "GRUCell", "LSTMCell"])
+def test_inputs_and_states_that_do_not_fit_a_cell_are_refused(build, name):
+    cell = build(name, 2, 4)
+    for shape in [(2,), (1, 1, 2), (1, 3)]:
+        with pytest.raises(ValueError, match=r"x has shape .* must be \(B, 2\)\. A s"):
+            cell(jnp.zeros(shape))
+    with pytest.raises(ValueError, match="x has dtype bfloat16, the parameters ha"):
+        cell(jnp.zeros((1, 2), "bfloat16"))
+    state = jnp.zeros((2, 4))
+    match = r"has shape \(2, 4\); for this batch it must be \(B, H\) = \(1, 4\)"
+    with pytest.raises(ValueError, match=match):
+        cell(jnp.zeros((1, 2)), (state, state) if name == "LSTMCell" else state)
+    with pytest.raises(ValueError, match=r"3 array\(s\); this cell remembers"):
+        cell(jnp.zeros((1, 2)), (state,) * 3)
+
+
+@BOTH
+@pytest.mark.parametrize(
+    ("name", "options", "match"),
+    [
+        ("RNN", {"nonlinearity": "gelu"}, "nonlinearity is 'gelu'; it must be one of"),
+        ("RNNCell", {"nonlinearity": ""}, "nonlinearity is ''; it must be one of 'tan"),
+        ("LSTM", {"proj_size": 4}, "proj_size is 4; it must be below hidden_size, wh"),
+        ("LSTM", {"proj_size": -1}, "proj_size is -1; it must be below hidden_size"),
+        ("GRU", {"dropout": 1.5}, "dropout is 1.5; it must be from 0 to 1"),
+        ("GRU", {"dropout": -0.5}, "dropout is -0.5; it must be from 0 to 1"),
+    ],
+)
+def test_options_that_do_not_exist_are_refused(build, name, options, match):
+    with pytest.raises(ValueError, match=match):
+        build(name, 2, 4, **options)
+
+
+@BOTH
 @pytest.mark.parametrize(
     ("name", "sizes", "match"),
     [
@@ -112,6 +162,7 @@ def test_inputs_that_do_not_fit_a_recurrent_layer_are_refused(build, name):
         ("LSTM", (0, 4), "input_size is 0; it must be at least 1"),
         ("LSTM", (2, 0), "hidden_size is 0; it must be at least 1"),
         ("LSTM", (2, 4, 0), "num_layers is 0; it must be at least 1"),
+        ("LSTMCell", (2, 0), "hidden_size is 0; it must be at least 1"),
     ],
 )
 def test_sizes_and_cells_that_do_not_exist_are_refused(build, name, sizes, match):

@@ -19,6 +19,9 @@ from jaxclip.models._prelu import PReLU as PReLU
 from jaxclip.models._recurrent import GRU as GRU
 from jaxclip.models._recurrent import LSTM as LSTM
 from jaxclip.models._recurrent import RNN as RNN
+from jaxclip.models._recurrent_cells import GRUCell as GRUCell
+from jaxclip.models._recurrent_cells import LSTMCell as LSTMCell
+from jaxclip.models._recurrent_cells import RNNCell as RNNCell
 from jaxclip.models._rnnlm import RNNLM as RNNLM
 from jaxclip.models._rnnlm import RNNLMScratch as RNNLMScratch
 from jaxclip.models._spectral_norm import SpectralNorm as SpectralNorm

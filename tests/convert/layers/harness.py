@@ -24,6 +24,7 @@ def check_layer(
     channels_last=False,
     ignore=(),
     buffers=True,
+    signed=False,
     dtypes=tuple(TOLERANCES),
 ):
     """Check a torch layer against its two Flax counterparts, in two precisions.
@@ -39,9 +40,11 @@ def check_layer(
         channels_last: Whether axis 1 of torch's inputs and outputs is Flax's last.
         ignore: Patterns of the names that the Flax layers have nowhere to put.
         buffers: Whether the buffers after the call are to agree.
+        signed: Whether the numbers that are drawn are of both signs. A sum of positive
+            weights alone would saturate every gate and every softmax.
         dtypes: The precisions.
     """
-    randomise(source)
+    randomise(source, signed=signed)
     for dtype in dtypes:
         typed = copy.deepcopy(source).to(getattr(torch, dtype))
         given = [cast(array, dtype) for array in inputs]
@@ -73,17 +76,18 @@ def check_layer(
                 )
 
 
-def randomise(module, seed=0):
+def randomise(module, seed=0, *, signed=False):
     """Draw every parameter and floating buffer of a torch module anew.
 
-    Zeros and ones would hide what is swapped or left out. All are positive, since
-    some are variances.
+    Zeros and ones would hide what is swapped or left out. All are positive unless
+    ``signed``, since some are variances.
     """
     generator = torch.Generator().manual_seed(seed)
     with torch.no_grad():
         for tensor in (*module.parameters(), *module.buffers()):
             if tensor.is_floating_point():
-                tensor.copy_(torch.rand(tensor.shape, generator=generator) + 0.5)
+                drawn = torch.rand(tensor.shape, generator=generator)
+                tensor.copy_(2 * drawn - 1 if signed else drawn + 0.5)
             else:
                 tensor.fill_(7)
 

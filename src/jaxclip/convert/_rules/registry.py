@@ -18,6 +18,7 @@ from jaxclip.convert._rules import (
     dense,
     norms,
     parametrized,
+    recurrent,
 )
 from jaxclip.convert._rules.links import Links, Rule
 
@@ -34,11 +35,6 @@ RULES: dict[type, Rule] = {
 """The rule for each type, and for the types that users derive from it."""
 
 _MODULES = (nnx.Module, nn.Module)
-
-_RECURRENT = (
-    *(nnx.nn.recurrent.RNNCellBase, nnx.RNN, nnx.Bidirectional),
-    *(nn.RNNCellBase, nn.RNN, nn.Bidirectional),
-)
 
 
 @overload
@@ -173,11 +169,7 @@ def is_flax(module_type: type) -> bool:
 
 def no_rule(module_type: type) -> str:
     """Say that there is no rule for a type, and what to use in its place."""
-    hint = (
-        "jaxclip.models has RNN, GRU and LSTM, in NNX and in Linen, which hold "
-        "exactly what torch's hold."
-        if issubclass(module_type, _RECURRENT)
-        else "Which way round its arrays lie in torch is not known here, and is not "
-        "guessed."
+    hint = recurrent.refusal(module_type) or (
+        "Which way round its arrays lie in torch is not known here, and is not guessed."
     )
     return f"{module_type.__module__}.{module_type.__qualname__} has no rule. {hint}"

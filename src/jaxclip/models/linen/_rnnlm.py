@@ -6,9 +6,9 @@ import jax
 import jax.numpy as jnp
 from flax import linen as nn
 
-from jaxclip.models import _init, _recurrence
-from jaxclip.models._checks import check_cell, check_sizes, check_tokens
-from jaxclip.models._recurrence import State
+from jaxclip.models import _init, _scratch
+from jaxclip.models._cells import State
+from jaxclip.models._checks import check_choice, check_sizes, check_tokens
 from jaxclip.models.linen._recurrent import GRU, LSTM, RNN
 
 _CELLS = {"rnn": RNN, "gru": GRU, "lstm": LSTM}
@@ -66,7 +66,7 @@ class RNNLMScratch(nn.Module):
             TypeError: If ``tokens`` are not integers.
             ValueError: If ``tokens`` or ``state`` has another shape or dtype.
         """
-        return _recurrence.run_scratch(
+        return _scratch.run(
             tokens,
             state,
             W_xh=self.W_xh,
@@ -111,7 +111,7 @@ class RNNLM(nn.Module):
     def setup(self) -> None:
         """Make the submodules."""
         vocab, hidden, dtype = self.vocab_size, self.hidden_size, self.param_dtype
-        check_cell(self.cell, _CELLS)
+        check_choice(_CELLS, cell=self.cell)
         check_sizes(vocab_size=vocab, hidden_size=hidden)
         self.embedding = nn.Embed(
             vocab, hidden, embedding_init=_init.normal(), param_dtype=dtype
