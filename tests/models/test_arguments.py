@@ -2,6 +2,7 @@
 
 import subprocess
 import sys
+from functools import partial
 
 import jax
 import jax.numpy as jnp
@@ -25,9 +26,10 @@ def linen_call(name, *sizes, **options):
     layer = name in ("RNN", "GRU", "LSTM")
     x = jnp.zeros((1, 1, 2)) if layer else jnp.zeros((1, 1), int)
     x = jnp.zeros((1, 2)) if name.endswith("Cell") else x
-    shapes = jax.eval_shape(module.init, jax.random.key(0), x)
+    inputs = [jnp.zeros((1, 1, 6))] * 3 if name == "MultiheadAttention" else [x]
+    shapes = jax.eval_shape(module.init, jax.random.key(0), *inputs)
     variables = jax.tree.map(lambda array: jnp.ones(array.shape), shapes)
-    return lambda *args: module.apply(variables, *args)
+    return partial(module.apply, variables)
 
 
 BOTH = pytest.mark.parametrize("build", [nnx_call, linen_call])
@@ -130,6 +132,55 @@ def test_inputs_and_states_that_do_not_fit_a_cell_are_refused(build, name):
         cell(jnp.zeros((1, 2)), (state, state) if name == "LSTMCell" else state)
     with pytest.raises(ValueError, match=r"3 array\(s\); this cell remembers"):
         cell(jnp.zeros((1, 2)), (state,) * 3)
+
+
+@BOTH
+def test_inputs_that_do_not_fit_attention_are_refused(build):
+    attend, x = build("MultiheadAttention", 6, 2), jnp.zeros((2, 3, 6))
+    with pytest.raises(ValueError, match=r"query has shape \(3, 6\); .*query\[None\]"):
+        attend(x[0], x, x)
+    with pytest.raises(ValueError, match=r"value has shape .* must be \(B, T, 6\)"):
+        attend(x, x, x[..., :5])
+    with pytest.raises(ValueError, match="key has dtype bfloat16, the parameters have"):
+        attend(x, x.astype("bfloat16"), x)
+    match = "hold 2, 1 and 2 sequences, key and value of 3 and 3 steps; all three must"
+    with pytest.raises(ValueError, match=match):
+        attend(x, x[:1], x)
+    with pytest.raises(ValueError, match=r"of 2 and 3 steps; .* every key needs a val"):
+        attend(x, x[:, :2], x)
+
+
+@BOTH
+def test_masks_that_are_none_are_refused(build):
+    attend, x = build("MultiheadAttention", 6, 2), jnp.zeros((2, 3, 6))
+    match = r"attn_mask has dtype int32; it must be bool, where True blocks .* pass ~m"
+    with pytest.raises(TypeError, match=match):
+        attend(x, x, x, attn_mask=jnp.zeros((3, 3), int))
+    match = r"attn_mask has shape \(2, 3, 3\); it must be \(3, 3\) or \(4, 3, 3\)"
+    with pytest.raises(ValueError, match=match):
+        attend(x, x, x, attn_mask=jnp.zeros((2, 3, 3), bool))
+    match = r"key_padding_mask has shape \(3, 2\); it must be \(2, 3\)"
+    with pytest.raises(ValueError, match=match):
+        attend(x, x, x, key_padding_mask=jnp.zeros((3, 2), bool))
+    with pytest.raises(
+        ValueError, match="attn_mask has dtype bfloat16, the parameters"
+    ):
+        attend(x, x, x, attn_mask=jnp.zeros((3, 3), "bfloat16"))
+
+
+@BOTH
+@pytest.mark.parametrize(
+    ("options", "match"),
+    [
+        ({"num_heads": 4}, "num_heads is 4; it must divide embed_dim, which is 6"),
+        ({"num_heads": 0}, "num_heads is 0; it must be at least 1"),
+        ({"num_heads": 2, "kdim": 0}, "kdim is 0; it must be at least 1"),
+        ({"num_heads": 2, "dropout": 2.0}, "dropout is 2.0; it must be from 0 to 1"),
+    ],
+)
+def test_attention_that_does_not_exist_is_refused(build, options, match):
+    with pytest.raises(ValueError, match=match):
+        build("MultiheadAttention", 6, **options)
 
 
 @BOTH

@@ -19,24 +19,35 @@ V, H = 90, 90
 
 
 TOKENS, VECTOR = jnp.zeros((1, 1), int), jnp.zeros(H)
+SEQUENCE = jnp.zeros((1, 1, H))
 MODELS = {
-    "my_linear": (torchref.my_linear, "MyLinear", (H, H), VECTOR),
-    "scratch": (torchref.rnn, "RNNLMScratch", (V, H), TOKENS),
-    "lstm": (torchref.rnn, "RNNLM", (V, H, "lstm"), TOKENS),
+    "my_linear": (torchref.my_linear, "MyLinear", (H, H), {}, [VECTOR]),
+    "scratch": (torchref.rnn, "RNNLMScratch", (V, H), {}, [TOKENS]),
+    "lstm": (torchref.rnn, "RNNLM", (V, H, "lstm"), {}, [TOKENS]),
+    "lstm_cell": (torch.nn, "LSTMCell", (H, H), {}, [VECTOR[None]]),
+    "projected": (torch.nn, "LSTM", (H, H), {"proj_size": H - 1}, [SEQUENCE]),
+    "attention": (
+        torch.nn,
+        "MultiheadAttention",
+        (H, 2),
+        {"add_bias_kv": True},
+        [SEQUENCE] * 3,
+    ),
 }
 
 
 @cache
 def draw(framework, model):
     """Make a model, and return its state dict."""
-    module, name, sizes, inputs = MODELS[model]
+    module, name, sizes, options, inputs = MODELS[model]
     if framework == "torch":
         torch.manual_seed(0)
-        return getattr(module, name)(*sizes).state_dict()
+        return getattr(module, name)(*sizes, **options).state_dict()
     if framework == "nnx":
-        return convert.to_torch(getattr(models, name)(*sizes, rngs=nnx.Rngs(0)))
-    flax_module = getattr(linen, name)(*sizes)
-    variables = jax.jit(flax_module.init)(jax.random.key(0), inputs)
+        model = getattr(models, name)(*sizes, **options, rngs=nnx.Rngs(0))
+        return convert.to_torch(model)
+    flax_module = getattr(linen, name)(*sizes, **options)
+    variables = jax.jit(flax_module.init)(jax.random.key(0), *inputs)
     return convert.to_torch((flax_module, variables))
 
 

@@ -62,21 +62,26 @@ def check_tokens(tokens: jax.Array) -> jax.Array:
 
 
 def check_sequences(
-    x: jax.Array, input_size: int, dtype: jnp.dtype, *, batch_first: bool = True
+    x: jax.Array,
+    input_size: int,
+    dtype: jnp.dtype,
+    *,
+    batch_first: bool = True,
+    name: str = "x",
 ) -> jax.Array:
     """Return ``x`` as an array, or say why it is no batch of sequences of vectors."""
     x = jnp.asarray(x)
     if x.ndim != 3 or x.shape[1 if batch_first else 0] == 0 or x.shape[2] != input_size:
         axes, order, single = (
-            ("B, T", "batch first", "x[None]")
+            ("B, T", "batch first", f"{name}[None]")
             if batch_first
-            else ("T, B", "time first", "x[:, None]")
+            else ("T, B", "time first", f"{name}[:, None]")
         )
         raise ValueError(
-            f"x has shape {x.shape}; it must be ({axes}, {input_size}), {order}, "
+            f"{name} has shape {x.shape}; it must be ({axes}, {input_size}), {order}, "
             f"with T at least 1. A single sequence is {single}."
         )
-    check_dtype("x", x, dtype)
+    check_dtype(name, x, dtype)
     return x
 
 

@@ -134,3 +134,8 @@ def conv_transpose(out_features: int, kernel_size: int | Sequence[int]) -> Linea
         True
     """
     return conv(out_features, kernel_size)
+
+
+def xavier_uniform() -> Initializer:
+    """Draw as torch's ``xavier_uniform_`` does: ``U(-b, b)``, ``b = √(6/(m + n))``."""
+    return jax.nn.initializers.xavier_uniform()

@@ -14,6 +14,7 @@ from jaxclip import models
 from jaxclip.convert import ConversionError, from_torch, to_torch
 from jaxclip.models import linen
 from tests.convert.layers.harness import check_layer, normal, randomise
+from tests.convert.layers.wrapped import wrap
 
 INPUTS, HIDDEN, BATCH, STEPS = 3, 4, 2, 5
 
@@ -44,9 +45,12 @@ def test_layers_are_torchs_with_every_option(name, options):
         state.append(normal(rows, BATCH, HIDDEN, seed=3))
     axes = (BATCH, STEPS) if options.get("batch_first", True) else (STEPS, BATCH)
     check_layer(
-        Flat(in_torch(name, **options)),
-        partial(nnx_flat, name, options),
-        partial(linen_flat, name, options),
+        *wrap(
+            with_state,
+            in_torch(name, **options),
+            partial(getattr(models, name), INPUTS, HIDDEN, **options),
+            partial(getattr(linen, name), INPUTS, HIDDEN, **options),
+        ),
         normal(*axes, INPUTS),
         *state,
         signed=True,
@@ -60,51 +64,20 @@ def test_cells_are_torchs(name, options):
         options = options | {"nonlinearity": "relu"}
     states = 2 if name == "LSTMCell" else 1
     check_layer(
-        Flat(getattr(torch.nn, name)(INPUTS, HIDDEN, **options)),
-        partial(nnx_flat, name, options),
-        partial(linen_flat, name, options),
+        *wrap(
+            with_state,
+            getattr(torch.nn, name)(INPUTS, HIDDEN, **options),
+            partial(getattr(models, name), INPUTS, HIDDEN, **options),
+            partial(getattr(linen, name), INPUTS, HIDDEN, **options),
+        ),
         normal(BATCH, INPUTS),
         *(normal(BATCH, HIDDEN, seed=seed) for seed in range(2, 2 + states)),
         signed=True,
     )
 
 
-class Flat(torch.nn.Module):
-    """A recurrent layer that takes the arrays of its state one by one."""
-
-    def __init__(self, layer):
-        """Take the layer."""
-        super().__init__()
-        self.layer = layer
-
-    def forward(self, x, *state):
-        return self.layer(x, state if len(state) > 1 else state[0])
-
-
-class NNXFlat(nnx.Module):
-    def __init__(self, layer):
-        """Take the layer."""
-        self.layer = layer
-
-    __call__ = Flat.forward
-
-
-class LinenFlat(nn.Module):
-    make: object
-
-    def setup(self):
-        self.layer = self.make()
-
-    def __call__(self, x, *state):
-        return self.layer(x, state if len(state) > 1 else state[0])
-
-
-def nnx_flat(name, options, **kwargs):
-    return NNXFlat(getattr(models, name)(INPUTS, HIDDEN, **options, **kwargs))
-
-
-def linen_flat(name, options, **kwargs):
-    return LinenFlat(partial(getattr(linen, name), INPUTS, HIDDEN, **options, **kwargs))
+def with_state(layer, x, *state):
+    return layer(x, state if len(state) > 1 else state[0])
 
 
 # Dropout between layers.

@@ -1,14 +1,18 @@
-"""Why Flax's own recurrent layers have no rules, and what to use instead of them.
+"""Rules for the recurrent layers of ``jaxclip.models``, and why Flax's have none.
 
 torch adds two biases in every gate, and most of Flax's cells have one. Their sum gives
 the same outputs, but it is another parametrization: the two would not come back from
 it, and a gradient, a moment of an optimizer or a decayed weight of the sum is none of
 theirs. A conversion that is right for values alone is refused; the layers and cells of
-``jaxclip.models`` hold both biases under torch's names, and need no rule of their own.
+``jaxclip.models`` hold both biases under torch's names.
 """
 
 from flax import linen as nn
 from flax import nnx
+
+from jaxclip import models
+from jaxclip.convert._rules.links import Rule, raw
+from jaxclip.models import linen
 
 _RECURRENT = (
     *(nnx.nn.recurrent.RNNCellBase, nnx.RNN, nnx.Bidirectional),
@@ -40,3 +44,22 @@ def refusal(module_type: type) -> str | None:
         f"{reason}jaxclip.models has RNN, GRU and LSTM, and RNNCell, GRUCell and "
         "LSTMCell, in NNX and in Linen, which hold exactly what torch's hold."
     )
+
+
+_LAYERS = "torch's arguments and names; `batch_first` is the default"
+_CELLS = "torch's arguments and names"
+
+RULES: dict[type, Rule] = {
+    models.RNN: Rule(raw, torch=("RNN",), note=_LAYERS),
+    models.GRU: Rule(raw, torch=("GRU",), note=_LAYERS),
+    models.LSTM: Rule(raw, torch=("LSTM",), note=_LAYERS),
+    models.RNNCell: Rule(raw, torch=("RNNCell",), note=_CELLS),
+    models.GRUCell: Rule(raw, torch=("GRUCell",), note=_CELLS),
+    models.LSTMCell: Rule(raw, torch=("LSTMCell",), note=_CELLS),
+    linen.RNN: Rule(raw, torch=("RNN",), note=_LAYERS),
+    linen.GRU: Rule(raw, torch=("GRU",), note=_LAYERS),
+    linen.LSTM: Rule(raw, torch=("LSTM",), note=_LAYERS),
+    linen.RNNCell: Rule(raw, torch=("RNNCell",), note=_CELLS),
+    linen.GRUCell: Rule(raw, torch=("GRUCell",), note=_CELLS),
+    linen.LSTMCell: Rule(raw, torch=("LSTMCell",), note=_CELLS),
+}

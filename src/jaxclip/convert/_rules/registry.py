@@ -13,6 +13,7 @@ from flax import nnx
 
 from jaxclip.convert._rules import (
     activations,
+    attention,
     containers,
     conv,
     dense,
@@ -28,6 +29,8 @@ RULES: dict[type, Rule] = {
     **dense.RULES,
     **conv.RULES,
     **norms.RULES,
+    **recurrent.RULES,
+    **attention.RULES,
     **activations.RULES,
     **parametrized.RULES,
     **containers.RULES,
