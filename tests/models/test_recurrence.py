@@ -76,7 +76,9 @@ def run(cell, weights, x, state):
     with jax.enable_x64(True):
         weights = jax.tree.map(jax.numpy.asarray, weights)
         num_layers = sum(name.startswith("weight_ih") for name in weights)
-        outputs, state = stack(cell, num_layers).run(weights, x, state)
+        outputs, state = stack(cell, num_layers).run(
+            weights, x, state, dropout=lambda hidden: hidden
+        )
         return np.asarray(outputs), jax.tree.map(np.asarray, state)
 
 

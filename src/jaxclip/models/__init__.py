@@ -26,4 +26,12 @@ from jaxclip.models._recurrent_cells import RNNCell as RNNCell
 from jaxclip.models._rnnlm import RNNLM as RNNLM
 from jaxclip.models._rnnlm import RNNLMScratch as RNNLMScratch
 from jaxclip.models._spectral_norm import SpectralNorm as SpectralNorm
+from jaxclip.models._transformer import (
+    TransformerDecoderLayer as TransformerDecoderLayer,
+)
+from jaxclip.models._transformer import (
+    TransformerEncoderLayer as TransformerEncoderLayer,
+)
+from jaxclip.models._transformer_stacks import TransformerDecoder as TransformerDecoder
+from jaxclip.models._transformer_stacks import TransformerEncoder as TransformerEncoder
 from jaxclip.models._weight_norm import WeightNorm as WeightNorm

@@ -94,7 +94,7 @@ class Attention:
         attn_mask: jax.Array | None = None,
         key_padding_mask: jax.Array | None = None,
         need_weights: bool = True,
-        dropout: Callable[[jax.Array], jax.Array] | None = None,
+        dropout: Callable[[jax.Array], jax.Array],
     ) -> tuple[jax.Array, jax.Array]:
         """Let every query gather values by how well it fits their keys.
 
@@ -153,8 +153,7 @@ class Attention:
             # Whatever is put behind the keys can always be seen.
             scores += jnp.pad(mask, [(0, 0)] * 3 + [(0, added)])
         attention = jax.nn.softmax(scores) if need_weights else _safe_softmax(scores)
-        if dropout is not None:
-            attention = dropout(attention)
+        attention = dropout(attention)
         gathered = jnp.einsum("bnts,bsnd->btnd", attention, v)
         gathered = gathered.reshape(batch, queries, self.embed_dim)
         return self._transposed(gathered), attention

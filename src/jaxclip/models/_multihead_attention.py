@@ -8,7 +8,7 @@ from flax import nnx
 
 from jaxclip.models import _init
 from jaxclip.models._attention import Attention
-from jaxclip.models._checks import check_rate
+from jaxclip.models._dropout import make_dropout
 
 
 class MultiheadAttention(nnx.Module):
@@ -80,7 +80,6 @@ class MultiheadAttention(nnx.Module):
         param_dtype: Any = jnp.float32,
     ) -> None:
         """Draw the parameters; see the class for their shapes."""
-        check_rate(dropout=dropout)
         self.attention = Attention(
             embed_dim,
             num_heads,
@@ -101,7 +100,7 @@ class MultiheadAttention(nnx.Module):
             param_dtype=param_dtype,
             rngs=rngs,
         )
-        self.dropout = nnx.Dropout(dropout, rngs=rngs) if dropout else None
+        self.dropout = make_dropout(dropout, rngs)
 
     def __call__(
         self,

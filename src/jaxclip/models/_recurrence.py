@@ -88,7 +88,7 @@ class Stack:
         x: jax.Array,
         state: State | None = None,
         *,
-        dropout: Callable[[jax.Array], jax.Array] | None = None,
+        dropout: Callable[[jax.Array], jax.Array],
     ) -> tuple[jax.Array, State]:
         """Run over whole sequences.
 
@@ -114,7 +114,7 @@ class Stack:
 
         lasts: list[Carry] = []
         for layer in range(self.num_layers):
-            if layer and dropout is not None:
+            if layer:
                 x = dropout(x)
             runs = [
                 _run_cell(

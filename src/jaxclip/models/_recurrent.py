@@ -8,7 +8,8 @@ from flax import nnx
 
 from jaxclip.models import _cells, _init
 from jaxclip.models._cells import State
-from jaxclip.models._checks import check_choice, check_rate
+from jaxclip.models._checks import check_choice
+from jaxclip.models._dropout import make_dropout
 from jaxclip.models._recurrence import Stack
 
 
@@ -19,13 +20,11 @@ class _Recurrent(nnx.Module):
         self, stack: Stack, dropout: float, rngs: nnx.Rngs, param_dtype: Any
     ) -> None:
         """Draw the parameters."""
-        check_rate(dropout=dropout)
         init = _init.uniform(stack.hidden_size)
         for name, shape in stack.weight_shapes().items():
             setattr(self, name, nnx.Param(init(rngs.params(), shape, param_dtype)))
         self.stack = stack
-        # A layer without dropout draws no random numbers and holds no state of them.
-        self.dropout = nnx.Dropout(dropout, rngs=rngs) if dropout else None
+        self.dropout = make_dropout(dropout, rngs)
 
     def __call__(
         self, x: jax.Array, state: State | None = None

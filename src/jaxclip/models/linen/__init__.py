@@ -24,3 +24,15 @@ from jaxclip.models.linen._recurrent_cells import RNNCell as RNNCell
 from jaxclip.models.linen._rnnlm import RNNLM as RNNLM
 from jaxclip.models.linen._rnnlm import RNNLMScratch as RNNLMScratch
 from jaxclip.models.linen._spectral_norm import SpectralNorm as SpectralNorm
+from jaxclip.models.linen._transformer import (
+    TransformerDecoderLayer as TransformerDecoderLayer,
+)
+from jaxclip.models.linen._transformer import (
+    TransformerEncoderLayer as TransformerEncoderLayer,
+)
+from jaxclip.models.linen._transformer_stacks import (
+    TransformerDecoder as TransformerDecoder,
+)
+from jaxclip.models.linen._transformer_stacks import (
+    TransformerEncoder as TransformerEncoder,
+)

@@ -116,7 +116,8 @@ class MultiheadAttention(nn.Module):
             TypeError: If a mask holds integers.
             ValueError: If an array has a shape or dtype that does not fit.
         """
-        dropout = partial(self.drop, deterministic=deterministic)
+        # What drops nothing need not be told whether it is to.
+        off = deterministic if self.dropout else True
         gathered, weights = self.attention.run(
             self.weights,
             query,
@@ -125,7 +126,7 @@ class MultiheadAttention(nn.Module):
             attn_mask=attn_mask,
             key_padding_mask=key_padding_mask,
             need_weights=need_weights,
-            dropout=dropout if self.dropout else None,
+            dropout=partial(self.drop, deterministic=off),
         )
         output = self.out_proj(gathered)
         if not need_weights:

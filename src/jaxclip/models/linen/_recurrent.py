@@ -68,10 +68,10 @@ class _Recurrent(nn.Module):
         Raises:
             ValueError: If ``x`` or ``state`` has a shape or dtype that does not fit.
         """
-        dropout = partial(self.between, deterministic=deterministic)
-        return self.stack.run(
-            self.weights, x, state, dropout=dropout if self.dropout else None
-        )
+        # What drops nothing need not be told whether it is to.
+        off = deterministic if self.dropout else True
+        dropout = partial(self.between, deterministic=off)
+        return self.stack.run(self.weights, x, state, dropout=dropout)
 
 
 class RNN(_Recurrent):
