@@ -12,6 +12,7 @@ from jaxclip.models._batch_norm import BatchNorm as BatchNorm
 from jaxclip.models._bilinear import Bilinear as Bilinear
 from jaxclip.models._conv_transpose import ConvTranspose as ConvTranspose
 from jaxclip.models._embed import Embed as Embed
+from jaxclip.models._gpt import GPT as GPT
 from jaxclip.models._multihead_attention import MultiheadAttention as MultiheadAttention
 from jaxclip.models._my_linear import MyLinear as MyLinear
 from jaxclip.models._my_linear import Sequential as Sequential

@@ -12,7 +12,12 @@ import jax.numpy as jnp
 
 from jaxclip.models import _init
 from jaxclip.models._cells import affine
-from jaxclip.models._checks import check_dtype, check_sequences, check_sizes
+from jaxclip.models._checks import (
+    check_divides,
+    check_dtype,
+    check_sequences,
+    check_sizes,
+)
 from jaxclip.models._init import Initializer
 
 
@@ -48,11 +53,7 @@ class Attention:
         """Check the sizes."""
         check_sizes(embed_dim=self.embed_dim, num_heads=self.num_heads)
         check_sizes(kdim=self.key_size, vdim=self.value_size)
-        if self.embed_dim % self.num_heads:
-            raise ValueError(
-                f"num_heads is {self.num_heads}; it must divide embed_dim, which is "
-                f"{self.embed_dim}."
-            )
+        check_divides(num_heads=self.num_heads, embed_dim=self.embed_dim)
 
     @property
     def key_size(self) -> int:

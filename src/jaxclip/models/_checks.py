@@ -22,6 +22,15 @@ def check_channels(x: jax.Array, channels: int) -> None:
         )
 
 
+def check_divides(**sizes: int) -> None:
+    """Refuse the first of two sizes if it does not divide the second, by name."""
+    (name, size), (whole_name, whole) = sizes.items()
+    if whole % size:
+        raise ValueError(
+            f"{name} is {size}; it must divide {whole_name}, which is {whole}."
+        )
+
+
 def check_rate(**rates: float) -> None:
     """Refuse a probability outside [0, 1], by its name."""
     for name, rate in rates.items():
@@ -48,9 +57,14 @@ def check_layer_names(names: Iterable[str]) -> None:
             )
 
 
-def check_tokens(tokens: jax.Array) -> jax.Array:
+def check_tokens(tokens: jax.Array, *, longest: int | None = None) -> jax.Array:
     """Return ``tokens`` as an array, or say why they are no batch of sequences."""
     tokens = jnp.asarray(tokens)
+    if longest is not None and tokens.ndim == 2 and tokens.shape[1] > longest:
+        raise ValueError(
+            f"tokens has shape {tokens.shape}; a sequence may have {longest} tokens at "
+            "most, the block size."
+        )
     if tokens.ndim != 2 or tokens.shape[1] == 0:
         raise ValueError(
             f"tokens has shape {tokens.shape}; it must be (B, T), batch first, with "

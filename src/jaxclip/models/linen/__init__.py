@@ -8,6 +8,7 @@ from jaxclip.models.linen._batch_norm import BatchNorm as BatchNorm
 from jaxclip.models.linen._bilinear import Bilinear as Bilinear
 from jaxclip.models.linen._conv_transpose import ConvTranspose as ConvTranspose
 from jaxclip.models.linen._embed import Embed as Embed
+from jaxclip.models.linen._gpt import GPT as GPT
 from jaxclip.models.linen._multihead_attention import (
     MultiheadAttention as MultiheadAttention,
 )
