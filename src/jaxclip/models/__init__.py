@@ -24,6 +24,7 @@ from jaxclip.models._recurrent import RNN as RNN
 from jaxclip.models._recurrent_cells import GRUCell as GRUCell
 from jaxclip.models._recurrent_cells import LSTMCell as LSTMCell
 from jaxclip.models._recurrent_cells import RNNCell as RNNCell
+from jaxclip.models._resnet import ResNet as ResNet
 from jaxclip.models._rnnlm import RNNLM as RNNLM
 from jaxclip.models._rnnlm import RNNLMScratch as RNNLMScratch
 from jaxclip.models._spectral_norm import SpectralNorm as SpectralNorm

@@ -22,6 +22,7 @@ from jaxclip.models.linen._recurrent import RNN as RNN
 from jaxclip.models.linen._recurrent_cells import GRUCell as GRUCell
 from jaxclip.models.linen._recurrent_cells import LSTMCell as LSTMCell
 from jaxclip.models.linen._recurrent_cells import RNNCell as RNNCell
+from jaxclip.models.linen._resnet import ResNet as ResNet
 from jaxclip.models.linen._rnnlm import RNNLM as RNNLM
 from jaxclip.models.linen._rnnlm import RNNLMScratch as RNNLMScratch
 from jaxclip.models.linen._spectral_norm import SpectralNorm as SpectralNorm
