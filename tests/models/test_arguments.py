@@ -221,6 +221,32 @@ def test_sizes_and_cells_that_do_not_exist_are_refused(build, name, sizes, match
         build(name, *sizes)
 
 
+@pytest.mark.parametrize("package", [models, linen])
+def test_the_gpt_and_the_resnet_refuse_what_does_not_fit(package):
+    rngs = {"rngs": nnx.Rngs(0)} if package is models else {}
+
+    def call(name, *sizes, inputs, **mode):
+        model = getattr(package, name)(*sizes, **rngs)
+        if package is models:
+            return model(inputs)
+        return model.init(jax.random.key(0), inputs, **mode)
+
+    tokens, images = jnp.zeros((1, 4), int), jnp.zeros((1, 4, 4, 3))
+    with pytest.raises(
+        ValueError, match="n_head is 4; it must divide n_embd, which is"
+    ):
+        call("GPT", 5, 4, 6, 4, 1, inputs=tokens)
+    with pytest.raises(ValueError, match="n_layer is 0; it must be at least 1"):
+        call("GPT", 5, 4, 6, 2, 0, inputs=tokens)
+    match = r"tokens has shape \(1, 4\); a sequence may have 3 tokens at most"
+    with pytest.raises(ValueError, match=match):
+        call("GPT", 5, 3, 6, 2, 1, inputs=tokens)
+    with pytest.raises(ValueError, match="depth is 0; it must be at least 1"):
+        call("ResNet", 3, 5, (2,), 0, inputs=images, train=False)
+    with pytest.raises(ValueError, match="the number of widths is 0; it must be at"):
+        call("ResNet", 3, 5, (), inputs=images, train=False)
+
+
 def test_a_name_that_cannot_be_a_part_of_a_path_is_refused():
     for name in ["", "a.b"]:
         match = f"layers has the name {name!r}; a name is a non-empty string without"

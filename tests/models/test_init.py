@@ -1,6 +1,6 @@
 """Parameters start from the distributions that torch's start from."""
 
-from functools import cache, partial
+from functools import cache
 
 import jax
 import jax.numpy as jnp
@@ -10,6 +10,7 @@ import torch
 from flax import linen as nn
 from flax import nnx
 
+import torchref.gpt
 import torchref.my_linear
 import torchref.rnn
 from jaxclip import convert, models
@@ -33,6 +34,7 @@ MODELS = {
         {"add_bias_kv": True},
         [SEQUENCE] * 3,
     ),
+    "gpt": (torchref.gpt, "GPT", (V, 90, H, 2, 2), {}, [TOKENS]),
 }
 
 

@@ -1,4 +1,4 @@
-"""Rules for multi-head attention: Flax's own, and that of ``jaxclip.models``."""
+"""Rules for multi-head attention, Flax's and our own, and what is built on it."""
 
 from collections.abc import Iterator, Mapping
 
@@ -121,10 +121,25 @@ _own_rule = Rule(
     raw, torch=("MultiheadAttention",), note="torch's arguments, masks and names"
 )
 
+_LAYER = "torch's arguments, masks and names; `batch_first` is the default"
+_STACK = "takes a function that makes a layer"
+_encoder_layer_rule = Rule(raw, torch=("TransformerEncoderLayer",), note=_LAYER)
+_decoder_layer_rule = Rule(raw, torch=("TransformerDecoderLayer",), note=_LAYER)
+_encoder_rule = Rule(raw, torch=("TransformerEncoder",), note=_STACK)
+_decoder_rule = Rule(raw, torch=("TransformerDecoder",), note=_STACK)
+
 RULES: dict[type, Rule] = {
     nnx.MultiHeadAttention: _flax_rule,
     nn.MultiHeadDotProductAttention: _flax_rule,
     nn.MultiHeadAttention: _flax_rule,
     models.MultiheadAttention: _own_rule,
     linen.MultiheadAttention: _own_rule,
+    models.TransformerEncoderLayer: _encoder_layer_rule,
+    linen.TransformerEncoderLayer: _encoder_layer_rule,
+    models.TransformerDecoderLayer: _decoder_layer_rule,
+    linen.TransformerDecoderLayer: _decoder_layer_rule,
+    models.TransformerEncoder: _encoder_rule,
+    linen.TransformerEncoder: _encoder_rule,
+    models.TransformerDecoder: _decoder_rule,
+    linen.TransformerDecoder: _decoder_rule,
 }
