@@ -1,6 +1,6 @@
 """Parameters start from the distributions that torch's start from."""
 
-from functools import cache
+from functools import cache, partial
 
 import jax
 import jax.numpy as jnp

@@ -81,6 +81,8 @@ def test_layers_are_torchs_with_every_option_and_mask(case):
         *inputs(kind, **options),
         *masks.values(),
         signed=True,
+        # float64 settles the algorithm.
+        dtypes=("float32", "float64") if case == "decoder" else ("float64",),
     )
 
 

@@ -118,15 +118,21 @@ _flax_rule = Rule(
     remedies={"bias_k": _BIAS_KV, "bias_v": _BIAS_KV},
 )
 _own_rule = Rule(
-    raw, torch=("MultiheadAttention",), note="torch's arguments, masks and names"
+    raw,
+    torch=("MultiheadAttention",),
+    note="torch's arguments, masks and names; `batch_first` is the default",
 )
 
-_LAYER = "torch's arguments, masks and names; `batch_first` is the default"
-_STACK = "takes a function that makes a layer"
-_encoder_layer_rule = Rule(raw, torch=("TransformerEncoderLayer",), note=_LAYER)
-_decoder_layer_rule = Rule(raw, torch=("TransformerDecoderLayer",), note=_LAYER)
-_encoder_rule = Rule(raw, torch=("TransformerEncoder",), note=_STACK)
-_decoder_rule = Rule(raw, torch=("TransformerDecoder",), note=_STACK)
+_transformer_layer_rule = Rule(
+    raw,
+    torch=("TransformerEncoderLayer", "TransformerDecoderLayer"),
+    note="torch's arguments, masks and names; `batch_first` is the default",
+)
+_transformer_rule = Rule(
+    raw,
+    torch=("TransformerEncoder", "TransformerDecoder"),
+    note="takes a function that makes a layer",
+)
 
 RULES: dict[type, Rule] = {
     nnx.MultiHeadAttention: _flax_rule,
@@ -134,12 +140,12 @@ RULES: dict[type, Rule] = {
     nn.MultiHeadAttention: _flax_rule,
     models.MultiheadAttention: _own_rule,
     linen.MultiheadAttention: _own_rule,
-    models.TransformerEncoderLayer: _encoder_layer_rule,
-    linen.TransformerEncoderLayer: _encoder_layer_rule,
-    models.TransformerDecoderLayer: _decoder_layer_rule,
-    linen.TransformerDecoderLayer: _decoder_layer_rule,
-    models.TransformerEncoder: _encoder_rule,
-    linen.TransformerEncoder: _encoder_rule,
-    models.TransformerDecoder: _decoder_rule,
-    linen.TransformerDecoder: _decoder_rule,
+    models.TransformerEncoderLayer: _transformer_layer_rule,
+    linen.TransformerEncoderLayer: _transformer_layer_rule,
+    models.TransformerDecoderLayer: _transformer_layer_rule,
+    linen.TransformerDecoderLayer: _transformer_layer_rule,
+    models.TransformerEncoder: _transformer_rule,
+    linen.TransformerEncoder: _transformer_rule,
+    models.TransformerDecoder: _transformer_rule,
+    linen.TransformerDecoder: _transformer_rule,
 }

@@ -46,20 +46,26 @@ def refusal(module_type: type) -> str | None:
     )
 
 
-_LAYERS = "torch's arguments and names; `batch_first` is the default"
-_CELLS = "torch's arguments and names"
+_layer_rule = Rule(
+    raw,
+    torch=("RNN", "GRU", "LSTM"),
+    note="torch's arguments and names; `batch_first` is the default",
+)
+_cell_rule = Rule(
+    raw, torch=("RNNCell", "GRUCell", "LSTMCell"), note="torch's arguments and names"
+)
 
 RULES: dict[type, Rule] = {
-    models.RNN: Rule(raw, torch=("RNN",), note=_LAYERS),
-    models.GRU: Rule(raw, torch=("GRU",), note=_LAYERS),
-    models.LSTM: Rule(raw, torch=("LSTM",), note=_LAYERS),
-    models.RNNCell: Rule(raw, torch=("RNNCell",), note=_CELLS),
-    models.GRUCell: Rule(raw, torch=("GRUCell",), note=_CELLS),
-    models.LSTMCell: Rule(raw, torch=("LSTMCell",), note=_CELLS),
-    linen.RNN: Rule(raw, torch=("RNN",), note=_LAYERS),
-    linen.GRU: Rule(raw, torch=("GRU",), note=_LAYERS),
-    linen.LSTM: Rule(raw, torch=("LSTM",), note=_LAYERS),
-    linen.RNNCell: Rule(raw, torch=("RNNCell",), note=_CELLS),
-    linen.GRUCell: Rule(raw, torch=("GRUCell",), note=_CELLS),
-    linen.LSTMCell: Rule(raw, torch=("LSTMCell",), note=_CELLS),
+    models.RNN: _layer_rule,
+    models.GRU: _layer_rule,
+    models.LSTM: _layer_rule,
+    linen.RNN: _layer_rule,
+    linen.GRU: _layer_rule,
+    linen.LSTM: _layer_rule,
+    models.RNNCell: _cell_rule,
+    models.GRUCell: _cell_rule,
+    models.LSTMCell: _cell_rule,
+    linen.RNNCell: _cell_rule,
+    linen.GRUCell: _cell_rule,
+    linen.LSTMCell: _cell_rule,
 }
