@@ -122,6 +122,15 @@ def test_dropout_lies_between_layers_and_only_in_training(name):
     assert torch.equal(source(x_changed)[0], source(torch.tensor(x))[0])
 
 
+@pytest.mark.parametrize("name", ["RNN", "GRU", "LSTM"])
+def test_the_inputs_of_the_first_layer_are_not_dropped(name):
+    layer = getattr(models, name)(INPUTS, HIDDEN, dropout=1.0, rngs=nnx.Rngs(0))
+    x = normal(BATCH, STEPS, INPUTS).astype("f")
+    in_training, _ = layer(x)
+    layer.eval()
+    np.testing.assert_array_equal(in_training, layer(x)[0])
+
+
 def test_dropout_keeps_the_mean_and_draws_anew_each_time():
     layer = models.RNN(2, 64, num_layers=2, dropout=0.5, rngs=nnx.Rngs(0))
     seen = []
