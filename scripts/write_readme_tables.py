@@ -1,6 +1,7 @@
 """Write the README's tables: ``python scripts/write_readme_tables.py [--check]``.
 
-The methods come from the docstrings, the semantics from running three libraries. With
+The methods come from the docstrings, the semantics and the kinks from running the
+libraries, the layers from the rules by which they are converted. With
 ``--check`` nothing is written, and the exit status says whether the README is current.
 """
 
@@ -15,7 +16,7 @@ from typing import Any
 
 ROOT = Path(__file__).parents[1]
 README = ROOT / "README.md"
-MARKERS = ("methods", "semantics")
+MARKERS = ("methods", "layers", "kinks", "semantics")
 
 # What each is held against in the tests, where that is code that no one here wrote, or
 # else the formula in NumPy.
@@ -87,9 +88,60 @@ def semantics() -> list[str]:
     ]
 
 
+def layers() -> list[str]:
+    """Return the rows of the table of layers that have a rule."""
+    from jaxclip.convert._rules.registry import RULES
+
+    # Of each row the NNX types and the Linen types; a stock layer and our own differ.
+    sides: dict[tuple[tuple[str, ...], str, str], tuple[list[str], list[str]]] = {}
+    for module_type, rule in RULES.items():
+        if rule.torch:
+            package, is_linen, name = shown_type(module_type)
+            row = sides.setdefault((rule.torch, rule.note, package), ([], []))
+            row[is_linen].append(f"`{name}`")
+    rows = ["| torch | NNX | Linen | to be minded |", "|---|---|---|---|"]
+    for (torch, note, _), types in sides.items():
+        names = ", ".join(f"`{name}`" for name in torch)
+        nnx, linen = (", ".join(side) for side in types)
+        rows.append(f"| {names} | {nnx} | {linen} | {note} |")
+    return rows
+
+
+def shown_type(module_type: type) -> tuple[str, bool, str]:
+    """Return a type's package, whether it is Linen's, and what users call it."""
+    from flax import linen
+
+    package = module_type.__module__.partition(".")[0]
+    is_linen = issubclass(module_type, linen.Module)
+    room = {
+        ("flax", False): "nnx",
+        ("flax", True): "nn",
+        ("jaxclip", False): "models",
+        ("jaxclip", True): "models.linen",
+    }[package, is_linen]
+    return package, is_linen, f"{room}.{module_type.__qualname__}"
+
+
+def kinks() -> list[str]:
+    """Return the rows of the table of gradients where a function has a kink."""
+    sys.path.insert(0, str(ROOT))
+    from tests.kinks import table
+
+    head: list[Sequence[str]] = [
+        ("x", "torch", "gradient", "JAX", "gradient", "in JAX with torch's gradient"),
+        ("---",) * 6,
+    ]
+    return ["| " + " | ".join(row) + " |" for row in [*head, *table()]]
+
+
 def render(name: str) -> str:
     """Return what belongs between two markers."""
-    writers: dict[str, Any] = {"methods": methods, "semantics": semantics}
+    writers: dict[str, Any] = {
+        "methods": methods,
+        "layers": layers,
+        "kinks": kinks,
+        "semantics": semantics,
+    }
     return "\n".join(writers[name]())
 
 

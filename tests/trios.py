@@ -2,6 +2,7 @@
 
 from collections.abc import Callable
 from dataclasses import dataclass
+from functools import partial
 from typing import Any
 
 import jax
@@ -10,26 +11,33 @@ import numpy as np
 import torch
 from flax import nnx
 
+import torchref.gpt
 import torchref.my_linear
+import torchref.resnet
 import torchref.rnn
 from jaxclip import convert, models
 from jaxclip.models import linen
 
 VOCAB, HIDDEN, BATCH, STEPS = 5, 4, 3, 6
+CHANNELS, SIZE, CLASSES = 2, 6, 5
 
 
 @dataclass(frozen=True)
 class Trio:
-    """A model three times over; ``recurrent`` ones take tokens and a state.
+    """A model three times over.
 
     Each builder makes a model afresh; ``nnx`` and ``linen`` take a ``param_dtype``.
+    What it takes are "tokens", "vectors" or "images"; a recurrent one takes a state
+    too, and one of images keeps running averages.
     """
 
     name: str
     torch: Callable[[], Any]
     nnx: Callable[..., Any]
     linen: Callable[..., Any]
-    recurrent: bool = True
+    takes: str = "tokens"
+    recurrent: bool = False
+    steps: int = 50
 
     def torch_model(self, dtype: torch.dtype) -> Any:
         torch.manual_seed(7)
@@ -38,6 +46,10 @@ class Trio:
         with torch.no_grad():
             for param in model.parameters():
                 param.normal_()
+            if isinstance(model, torch.nn.Module):
+                for buffer in model.buffers():
+                    if buffer.is_floating_point():
+                        buffer.uniform_(0.5, 1.5)
         return model.to(dtype)
 
     def nnx_model(self, model: Any, dtype: Any) -> Any:
@@ -48,15 +60,31 @@ class Trio:
     def linen_model(self, model: Any, dtype: Any) -> Any:
         """Return the Linen model and its variables, with a torch model's weights."""
         module = self.linen(param_dtype=dtype)
-        inputs = jnp.zeros((1, 1), int) if self.recurrent else jnp.zeros(4, dtype)
-        variables = jax.eval_shape(module.init, jax.random.key(0), inputs)
+        mode = {"train": False} if self.takes == "images" else {}
+        init = partial(module.init, **mode)
+        inputs = self.for_flax(self.inputs()[:1])
+        inputs = inputs if self.takes == "tokens" else inputs.astype(dtype)
+        variables = jax.eval_shape(init, jax.random.key(0), inputs)
         return convert.from_torch((module, variables), model)
 
     def inputs(self, seed: int = 0) -> np.ndarray:
         rng = np.random.default_rng(seed)
-        if self.recurrent:
+        if self.takes == "tokens":
             return rng.integers(0, VOCAB, (BATCH, STEPS))
-        return rng.normal(size=(BATCH, 4))
+        shape = (4,) if self.takes == "vectors" else (CHANNELS, SIZE, SIZE)
+        return rng.normal(size=(BATCH, *shape))
+
+    def for_flax(self, inputs: Any) -> Any:
+        """Put the channels of images last."""
+        inputs = jnp.asarray(inputs)
+        return jnp.moveaxis(inputs, 1, -1) if self.takes == "images" else inputs
+
+
+def named_parameters(model: Any) -> dict[str, Any]:
+    """Return a torch model's parameters, a tied one under each of its names."""
+    if isinstance(model, torch.nn.Module):
+        return dict(model.named_parameters(remove_duplicate=False))
+    return dict(model.named_parameters())
 
 
 def _rnnlm(cell: str, num_layers: int) -> Trio:
@@ -66,7 +94,12 @@ def _rnnlm(cell: str, num_layers: int) -> Trio:
         lambda: torchref.rnn.RNNLM(*sizes),
         lambda **kwargs: models.RNNLM(*sizes, **kwargs),
         lambda **kwargs: linen.RNNLM(*sizes, **kwargs),
+        recurrent=True,
     )
+
+
+_GPT = (VOCAB, STEPS, HIDDEN, 2, 2)
+_RESNET = (CHANNELS, CLASSES, (3, 4))
 
 
 TRIOS = [
@@ -75,22 +108,38 @@ TRIOS = [
         lambda: torchref.my_linear.MyLinear(4, 3),
         lambda **kwargs: models.MyLinear(4, 3, **kwargs),
         lambda **kwargs: linen.MyLinear(4, 3, **kwargs),
-        recurrent=False,
+        takes="vectors",
     ),
     Trio(
         "my_net",
         torchref.my_linear.my_net,
         models.my_net,
         linen.my_net,
-        recurrent=False,
+        takes="vectors",
     ),
     Trio(
         "scratch",
         lambda: torchref.rnn.RNNLMScratch(VOCAB, HIDDEN),
         lambda **kwargs: models.RNNLMScratch(VOCAB, HIDDEN, **kwargs),
         lambda **kwargs: linen.RNNLMScratch(VOCAB, HIDDEN, **kwargs),
+        recurrent=True,
     ),
     *(_rnnlm(cell, n) for cell in ("rnn", "gru", "lstm") for n in (1, 2, 3)),
+    Trio(
+        "gpt",
+        lambda: torchref.gpt.GPT(*_GPT),
+        lambda **kwargs: models.GPT(*_GPT, **kwargs),
+        lambda **kwargs: linen.GPT(*_GPT, **kwargs),
+        steps=20,
+    ),
+    Trio(
+        "resnet",
+        lambda: torchref.resnet.ResNet(*_RESNET),
+        lambda **kwargs: models.ResNet(*_RESNET, **kwargs),
+        lambda **kwargs: linen.ResNet(*_RESNET, **kwargs),
+        takes="images",
+        steps=20,
+    ),
 ]
 
 

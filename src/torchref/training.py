@@ -106,6 +106,31 @@ def next_token_loss(
     return F.cross_entropy(logits.flatten(0, 1), targets.flatten().long()), state
 
 
+def cross_entropy_loss(
+    model: Model, batch: Batch, state: State | None
+) -> tuple[Tensor, None]:
+    """Return the mean cross entropy of a net that carries no state.
+
+    Args:
+        model: Maps ``x`` to logits, ``(..., V)``.
+        batch: ``x``, and integers of the shape of the logits but for the last axis.
+        state: Ignored; the net has none.
+
+    Returns:
+        The loss in nats, 0-d, and None.
+
+    Example:
+        >>> batch = torch.zeros(8, 10), torch.arange(8)
+        >>> loss, _ = cross_entropy_loss(nn.Identity(), batch, None)
+        >>> round(torch.exp(loss).item())  # one of ten
+        10
+    """
+    del state
+    x, y = map(_as_tensor, batch)
+    logits = model(x)
+    return F.cross_entropy(logits.reshape(-1, logits.shape[-1]), y.flatten()), None
+
+
 def squared_error_loss(
     model: Model, batch: Batch, state: State | None
 ) -> tuple[Tensor, None]:

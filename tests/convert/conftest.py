@@ -8,6 +8,7 @@ import pytest
 import torch
 from flax import nnx
 
+import torchref.gpt
 import torchref.my_linear
 import torchref.rnn
 from jaxclip import models
@@ -42,6 +43,13 @@ def makers(name):
     """Return a torch model, and functions that make its Flax counterparts."""
     if name == "my_net":
         return torchref.my_linear.my_net(), models.my_net, linen.my_net
+    if name == "gpt":
+        sizes = (5, 4, 6, 2, 2)
+        return (
+            torchref.gpt.GPT(*sizes),
+            partial(models.GPT, *sizes),
+            partial(linen.GPT, *sizes),
+        )
     if name == "scratch":
         model, sizes = "RNNLMScratch", (5, 4)
     else:

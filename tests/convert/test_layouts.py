@@ -244,11 +244,8 @@ def test_tied_weights_that_are_missing_are_one_problem():
 @pytest.mark.parametrize(
     ("target", "name"),
     [
-        (nnx.Conv(1, 1, 3, rngs=RNGS), "flax.nnx.nn.linear.Conv"),
         (nnx.LoRALinear(2, 2, lora_rank=1, rngs=RNGS), "flax.nnx.nn.lora.LoRALinear"),
-        (nnx.LayerNorm(2, rngs=RNGS), "flax.nnx.nn.normalization.LayerNorm"),
-        (init(nn.Conv(1, (3,)), 3, 1), "flax.linen.linear.Conv"),
-        (init(nn.DenseGeneral(2), 2), "flax.linen.linear.DenseGeneral"),
+        (init(nn.ConvLocal(1, (3,)), 3, 1), "flax.linen.linear.ConvLocal"),
     ],
     ids=lambda value: value if isinstance(value, str) else "",
 )
@@ -257,23 +254,6 @@ def test_a_type_of_flax_without_a_rule_is_refused_by_name(target, name):
         match = rf"{name} has no rule\. Which way round .* is not guessed"
         with pytest.raises(ConversionError, match=match):
             convert(target)
-
-
-@pytest.mark.parametrize(
-    "target",
-    [
-        nnx.GRUCell(2, 2, rngs=RNGS),
-        nnx.RNN(nnx.LSTMCell(2, 2, rngs=RNGS)),
-        init(nn.RNN(nn.SimpleCell(2)), 3, 2),
-    ],
-    ids=["GRUCell", "RNN", "linen.RNN"],
-)
-def test_stock_recurrent_layers_are_refused_with_what_to_use(target):
-    match = (
-        r"has no rule\. jaxclip\.models has RNN, GRU and LSTM, .* exactly what torch"
-    )
-    with pytest.raises(ConversionError, match=match):
-        to_torch(target)
 
 
 def test_modules_without_weights_need_no_rule():

@@ -160,15 +160,15 @@ def test_all_problems_come_at_once():
 def test_problems_with_the_target_come_with_those_of_the_source():
     class Two(nnx.Module):
         def __init__(self):
-            self.conv = nnx.Conv(1, 1, 3, rngs=nnx.Rngs(0))
+            self.lora = nnx.LoRA(1, 1, 1, rngs=nnx.Rngs(0))
             self.scale = nnx.Param(jnp.ones(5))
 
-    found = problems({"conv.weight": torch.ones(1, 1, 3)}, Two())
+    found = problems({"lora.weight": torch.ones(1, 1, 3)}, Two())
     assert found[0].startswith(
-        "'conv.kernel', 'conv.bias': flax.nnx.nn.linear.Conv has"
+        "'lora.lora_a', 'lora.lora_b': flax.nnx.nn.lora.LoRA has"
     )
     assert found[1].startswith("'scale' (5,) is not filled")
-    assert found[2] == "'conv.weight' (1, 1, 3) is not used."
+    assert found[2] == "'lora.weight' (1, 1, 3) is not used."
 
 
 def test_a_renamed_tensor_is_shown_under_both_names():

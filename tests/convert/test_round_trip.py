@@ -16,7 +16,7 @@ from jaxclip.convert import from_torch, to_torch
 
 DTYPES = ["float32", "float64", "float16", "bfloat16"]
 FRAMEWORKS = ["nnx", "linen"]
-MODELS = ["my_net", "scratch", "rnn", "gru", "lstm"]
+MODELS = ["my_net", "scratch", "rnn", "gru", "lstm", "gpt"]
 
 
 def bits(tensor):

@@ -10,6 +10,7 @@ import torch
 from flax import nnx
 
 from jaxclip import convert
+from tests.trios import named_parameters
 
 # Halves the time to compile; the results are rounded like any others.
 QUICK_COMPILATION = {
@@ -26,18 +27,20 @@ def torch_run(model, trio, dtype):
         logits, state = model(inputs[:, :3])
         more_logits, state = model(inputs[:, 3:], state)
         outputs = [logits, more_logits, *flat(state)]
+    elif trio.takes == "images":
+        outputs = [model.eval()(inputs.to(dtype))]
     else:
-        outputs = [model(inputs.to(dtype))]
+        outputs = [model(inputs if trio.takes == "tokens" else inputs.to(dtype))]
     loss = sum((o * torch.as_tensor(w).to(dtype)).sum() for o, w in weighted(outputs))
     loss.backward()
     results = {f"output {i}": o for i, o in enumerate(outputs)}
-    results |= {name: p.grad for name, p in model.named_parameters()}
+    results |= {name: p.grad for name, p in named_parameters(model).items()}
     return {name: t.detach().double().numpy() for name, t in results.items()}
 
 
 def flax_run(model, trio, dtype):
     """Return outputs and gradients, named and laid out as torch's, as float64."""
-    inputs = jnp.asarray(trio.inputs())
+    inputs = flax_inputs(trio, dtype)
 
     def loss(model):
         if trio.recurrent:
@@ -45,33 +48,56 @@ def flax_run(model, trio, dtype):
             more_logits, state = call(model, inputs[:, 3:], state)
             outputs = [logits, more_logits, *flat(state)]
         else:
-            outputs = [call(model, inputs.astype(dtype))]
+            outputs = [call(model, inputs, **evaluation(model, trio))]
         total = sum(jnp.sum(o * w.astype(dtype)) for o, w in weighted(outputs))
         return total, outputs
 
     outputs, grads = differentiate(loss, model)
     results = {f"output {i}": np.asarray(o, "d") for i, o in enumerate(outputs)}
     # Gradients have the names and the layout of the parameters.
-    state_dict = convert.to_torch(grads)
+    state_dict = without_statistics(convert.to_torch(grads))
     return results | {name: t.double().numpy() for name, t in state_dict.items()}
 
 
-def call(model, *args):
+def flax_inputs(trio, dtype):
+    """Return what a Flax model takes, in its layout and dtype."""
+    inputs = trio.for_flax(trio.inputs())
+    return inputs if trio.takes == "tokens" else inputs.astype(dtype)
+
+
+def evaluation(model, trio):
+    """Return the arguments that say that running averages are to be used."""
+    if trio.takes != "images":
+        return {}
+    if isinstance(model, tuple):
+        return {"train": False}
+    model.eval()
+    return {}
+
+
+def without_statistics(state_dict):
+    """Leave out running averages, which have no gradients."""
+    endings = ("running_mean", "running_var", "num_batches_tracked")
+    return {name: t for name, t in state_dict.items() if not name.endswith(endings)}
+
+
+def call(model, *args, **options):
     """Apply an NNX module or a Linen (module, variables) pair."""
     if isinstance(model, tuple):
         module, variables = model
-        return module.apply(variables, *args)
-    return model(*args)
+        return module.apply(variables, *args, **options)
+    return model(*args, **options)
 
 
 def differentiate(loss, model):
     """Return what ``loss`` returns beside the loss, and a model of gradients."""
     if isinstance(model, tuple):
-        module, params = model
-        rebuilt = lambda params: (module, params)  # noqa: E731
+        module, variables = model
+        params, rest = variables["params"], {**variables, "params": None}
+        rebuilt = lambda params: (module, {**rest, "params": params})  # noqa: E731
     else:
-        graph, params = nnx.split(model)
-        rebuilt = lambda params: nnx.merge(graph, params)  # noqa: E731
+        graph, params, rest = nnx.split(model, nnx.Param, ...)
+        rebuilt = lambda params: nnx.merge(graph, params, rest, copy=True)  # noqa: E731
     grad = jax.grad(lambda params: loss(rebuilt(params)), has_aux=True)
     run = jax.jit(grad, compiler_options=QUICK_COMPILATION)
     grads, aux = run(params)
@@ -121,7 +147,7 @@ def test_outputs_and_gradients_are_torchs_in_float64(trio, framework):
 
 # Linen runs the same functions, and one or three layers the same as two.
 @pytest.mark.parametrize(
-    "trio", ["my_net", "scratch", "rnn-2", "gru-2", "lstm-2"], indirect=True
+    "trio", ["my_net", "scratch", "rnn-2", "gru-2", "lstm-2", "gpt"], indirect=True
 )
 def test_in_low_precision_torch_differs_by_no_more_than_rounding(trio):
     # Weights that every dtype holds exactly.
@@ -139,6 +165,6 @@ def test_in_low_precision_torch_differs_by_no_more_than_rounding(trio):
 def test_models_compute_in_the_dtype_of_their_parameters(trio, framework):
     source = trio.torch_model(torch.bfloat16)
     model = getattr(trio, f"{framework}_model")(source, "bfloat16")
-    inputs = jnp.asarray(trio.inputs(), None if trio.recurrent else "bfloat16")
-    outputs = jax.eval_shape(lambda: call(model, inputs))
+    inputs, mode = flax_inputs(trio, "bfloat16"), evaluation(model, trio)
+    outputs = jax.eval_shape(lambda: call(model, inputs, **mode))
     assert {str(output.dtype) for output in jax.tree.leaves(outputs)} == {"bfloat16"}

@@ -5,13 +5,14 @@ import numpy as np
 import pytest
 import torch
 
-from jaxclip.models import _recurrence
+from jaxclip.models import _cells
+from jaxclip.models._recurrence import Stack
 
 INPUTS, HIDDEN, BATCH, STEPS = 3, 4, 2, 5
 CELLS = {
-    "rnn": (_recurrence.RNN, torch.nn.RNN),
-    "gru": (_recurrence.GRU, torch.nn.GRU),
-    "lstm": (_recurrence.LSTM, torch.nn.LSTM),
+    "rnn": (_cells.RNN["tanh"], torch.nn.RNN),
+    "gru": (_cells.GRU, torch.nn.GRU),
+    "lstm": (_cells.LSTM, torch.nn.LSTM),
 }
 
 
@@ -56,10 +57,14 @@ def oracle(cell, weights, x, h, c):
     return np.array(x), np.array(last_h), np.array(last_c)
 
 
+def stack(cell, num_layers):
+    return Stack(CELLS[cell][0], INPUTS, HIDDEN, num_layers)
+
+
 def problem(cell, num_layers=2, seed=0):
     """Draw weights, inputs and a state."""
     rng = np.random.default_rng(seed)
-    shapes = _recurrence.weight_shapes(CELLS[cell][0], INPUTS, HIDDEN, num_layers)
+    shapes = stack(cell, num_layers).weight_shapes()
     weights = {name: rng.normal(size=shape) for name, shape in shapes.items()}
     x = rng.normal(size=(BATCH, STEPS, INPUTS))
     h, c = rng.normal(size=(2, num_layers, BATCH, HIDDEN))
@@ -70,7 +75,10 @@ def run(cell, weights, x, state):
     """Run in float64, and return NumPy arrays."""
     with jax.enable_x64(True):
         weights = jax.tree.map(jax.numpy.asarray, weights)
-        outputs, state = _recurrence.run(CELLS[cell][0], weights, x, state)
+        num_layers = sum(name.startswith("weight_ih") for name in weights)
+        outputs, state = stack(cell, num_layers).run(
+            weights, x, state, dropout=lambda hidden: hidden
+        )
         return np.asarray(outputs), jax.tree.map(np.asarray, state)
 
 
@@ -96,9 +104,8 @@ def test_a_stack_of_layers_is_a_loop_over_layers_steps_and_sequences(cell, given
 
 @pytest.mark.parametrize("cell", CELLS)
 def test_names_and_shapes_are_torchs(cell):
-    ours, theirs = CELLS[cell]
-    expected = theirs(INPUTS, HIDDEN, 3).state_dict()
-    shapes = _recurrence.weight_shapes(ours, INPUTS, HIDDEN, 3)
+    expected = CELLS[cell][1](INPUTS, HIDDEN, 3).state_dict()
+    shapes = stack(cell, 3).weight_shapes()
     assert list(shapes) == list(expected)
     assert shapes == {name: tuple(t.shape) for name, t in expected.items()}
 

@@ -4,8 +4,16 @@
 ``to_torch(target)`` returns a state dict that torch loads. How an array lies in
 memory follows from the type of the Flax module that holds it, and nothing is
 skipped, guessed or cast on the way.
+
+A new type of layer is one rule in one place: ``register``, whose links ``same``,
+``transposed``, ``permuted`` and ``Link`` make.
 """
 
 from jaxclip.convert._convert import from_torch as from_torch
 from jaxclip.convert._convert import to_torch as to_torch
 from jaxclip.convert._errors import ConversionError as ConversionError
+from jaxclip.convert._rules.links import Link as Link
+from jaxclip.convert._rules.links import permuted as permuted
+from jaxclip.convert._rules.links import same as same
+from jaxclip.convert._rules.links import transposed as transposed
+from jaxclip.convert._rules.registry import register as register

@@ -10,11 +10,12 @@ from jaxclip._arrays import to_numpy
 from jaxclip.convert._arrays import to_tensor
 from jaxclip.convert._errors import ConversionError
 from jaxclip.convert._fill import Tensor, fill
+from jaxclip.convert._flatten import Flatten, flattened
 from jaxclip.convert._linen import linen_target
 from jaxclip.convert._names import Rename, target_names
 from jaxclip.convert._nnx import nnx_target
 from jaxclip.convert._optional import need
-from jaxclip.convert._plan import plan
+from jaxclip.convert._plan import plan, remedies
 from jaxclip.convert._sources import read_source
 from jaxclip.convert._tree import Target
 
@@ -30,6 +31,7 @@ def from_torch(
     *,
     rename: Rename | None = None,
     ignore: Iterable[str] = (),
+    flatten: Flatten | None = None,
 ) -> T:
     """Put torch's weights into a Flax model.
 
@@ -58,6 +60,12 @@ def from_torch(
             one); or a function from name to name.
         ignore: Patterns (``"head.*"``, as in ``fnmatch``) of the names, in the source,
             of tensors to leave out.
+        flatten: What a layer is given flattened, where torch has channels first and
+            Flax has them last: ``{"fc": (C, H, W)}`` for the weight of a ``Linear``
+            named "fc" after a ``Flatten``. A name may also be that of any tensor,
+            whose last axis it then is (``"bn.running_mean"``). Without it such a
+            weight has the right shape and its columns in the wrong order, which
+            nothing but the outputs can tell.
 
     Returns:
         A new target of the same type; the one given is not changed. Arrays are
@@ -66,7 +74,7 @@ def from_torch(
     Raises:
         ConversionError: If anything is left over, missing or does not agree: one
             error for all such problems, each with the nearest candidates.
-        TypeError: If ``target`` or ``source`` is of another type.
+        TypeError: If ``target``, ``source`` or ``flatten`` is of another type.
         FileNotFoundError: If the source is a path where there is no file.
         ValueError: If the source is a file with another suffix, or a damaged one.
         ImportError: If torch or safetensors is needed to read the file, and missing.
@@ -89,15 +97,18 @@ def from_torch(
     model = _read_target(target)
     tensors, problems = _read_tensors(source, rename, ignore)
     entries, unlinked = plan(model)
-    values, misfits = fill(entries, tensors)
-    problems = [*problems, *unlinked, *misfits]
+    entries, misnamed = flattened(entries, flatten)
+    values, misfits = fill(entries, tensors, remedies(model))
+    problems = [*problems, *unlinked, *misnamed, *misfits]
     if problems:
         raise ConversionError(problems)
     filled = model.filled(values)
     return cast(T, (target[0], filled) if isinstance(target, tuple) else filled)
 
 
-def to_torch(target: object) -> "dict[str, torch.Tensor]":
+def to_torch(
+    target: object, *, flatten: Flatten | None = None
+) -> "dict[str, torch.Tensor]":
     """Turn a Flax model's weights into a torch state dict.
 
     The inverse of ``from_torch``, bit for bit. The names and the layout are those of
@@ -108,6 +119,7 @@ def to_torch(target: object) -> "dict[str, torch.Tensor]":
     Args:
         target: An NNX module, or a pair ``(module, variables)`` of a Linen module and
             what its ``init`` returns.
+        flatten: As ``from_torch`` takes it.
 
     Returns:
         The tensors by name: copies, on the CPU, in the dtypes of the target.
@@ -115,7 +127,7 @@ def to_torch(target: object) -> "dict[str, torch.Tensor]":
     Raises:
         ConversionError: If a module's type has no rule, or a variable has no values;
             one error for all such problems.
-        TypeError: If ``target`` is of another type.
+        TypeError: If ``target`` or ``flatten`` is of another type.
         ImportError: If torch is missing.
 
     Example:
@@ -124,13 +136,19 @@ def to_torch(target: object) -> "dict[str, torch.Tensor]":
         {'weight': (1, 3), 'bias': (1,)}
     """
     need("torch", extra="torch", reason="to_torch")
-    entries, problems = plan(_read_target(target))
+    entries, unlinked = plan(_read_target(target))
+    entries, misnamed = flattened(entries, flatten)
+    problems = [*unlinked, *misnamed]
     state_dict: dict[str, torch.Tensor] = {}
     for entry in entries:
         try:
-            values = (to_numpy(leaf.value) for leaf in entry.leaves)
-            tensors = map(to_tensor, entry.link.to_torch(*values))
-            state_dict |= zip(entry.names, tensors, strict=True)
+            values = [to_numpy(leaf.value) for leaf in entry.leaves]
+        except TypeError as error:
+            problems.append(f"{entry} {error}")
+            continue
+        arrays = entry.to_torch(*values)
+        try:
+            state_dict |= zip(entry.names, map(to_tensor, arrays), strict=True)
         except TypeError as error:
             problems.append(f"{entry} {error}")
     if problems:

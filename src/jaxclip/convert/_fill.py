@@ -31,13 +31,16 @@ class _MisfitError(Exception):
 
 
 def fill(
-    entries: Iterable[Entry], tensors: Mapping[str, Tensor]
+    entries: Iterable[Entry],
+    tensors: Mapping[str, Tensor],
+    remedies: Mapping[str, str],
 ) -> tuple[dict[Path, np.ndarray], list[str]]:
     """Find the values for a model's variables.
 
     Args:
         entries: The links between torch's names and the model's variables.
         tensors: The tensors of the source, by the names that ``entries`` use.
+        remedies: What to do about a tensor that does not fit, by those names.
 
     Returns:
         The value for each variable, in Flax's layout, and the problems.
@@ -57,7 +60,7 @@ def fill(
                 missing[name] = entry
                 continue
             try:
-                arrays.append(_checked(name, entry, tensors))
+                arrays.append(_checked(name, entry, tensors, remedies))
             except _MisfitError as misfit:
                 problems.append(str(misfit))
         if len(arrays) == len(entry.names):
@@ -66,7 +69,7 @@ def fill(
     values = {path: value for path, (_, value) in filled.items()}
     return values, [
         *_describe_missing(missing, unused),
-        *_describe_unused(unused, wanted, tensors),
+        *_describe_unused(unused, wanted, tensors, remedies),
         *problems,
     ]
 
@@ -93,7 +96,12 @@ def _without_spare_aliases(
     ]
 
 
-def _checked(name: str, entry: Entry, tensors: Mapping[str, Tensor]) -> np.ndarray:
+def _checked(
+    name: str,
+    entry: Entry,
+    tensors: Mapping[str, Tensor],
+    remedies: Mapping[str, str],
+) -> np.ndarray:
     """Return a tensor's values if shape and dtype are as they must be."""
     label, expected = _label(name, tensors), entry.expected[name]
     try:
@@ -102,9 +110,10 @@ def _checked(name: str, entry: Entry, tensors: Mapping[str, Tensor]) -> np.ndarr
         raise _MisfitError(f"{label} {error}") from None
     if array.shape != expected.shape:
         alike = {n: t.shape for n, t in tensors.items() if t.shape == expected.shape}
+        hint = nearest(name, [expected.shape], alike) + _remedy(name, remedies)
         raise _MisfitError(
             f"{label} has shape {array.shape}; {entry} needs {expected.shape} in "
-            f"torch's layout.{nearest(name, [expected.shape], alike)}"
+            f"torch's layout.{hint}"
         )
     if array.dtype != expected.dtype:
         x64 = ", under jax.enable_x64(True)" if array.dtype.itemsize == 8 else ""
@@ -123,7 +132,7 @@ def _store(
 ) -> list[str]:
     """Keep the values of an entry, unless tied weights turn out not to be tied."""
     problems = []
-    for leaf, value in zip(entry.leaves, entry.link.to_flax(*arrays), strict=True):
+    for leaf, value in zip(entry.leaves, entry.to_flax(*arrays), strict=True):
         other, kept = filled.setdefault(leaf.path, (entry, value))
         if other is not entry and kept.tobytes() != value.tobytes():
             problems.append(
@@ -151,6 +160,7 @@ def _describe_unused(
     unused: Mapping[str, Shape],
     wanted: Mapping[str, Shape],
     tensors: Mapping[str, Tensor],
+    remedies: Mapping[str, str],
 ) -> list[str]:
     problems = []
     for index, (name, shape) in enumerate(unused.items()):
@@ -161,9 +171,15 @@ def _describe_unused(
                 "alone."
             )
         else:
-            hint = nearest(name, [shape], wanted) if index < _HINTS else ""
+            hint = _remedy(name, remedies)
+            if not hint and index < _HINTS:
+                hint = nearest(name, [shape], wanted)
             problems.append(f"{label} {shape} is not used.{hint}")
     return problems
+
+
+def _remedy(name: str, remedies: Mapping[str, str]) -> str:
+    return f" {remedies[name]}" if name in remedies else ""
 
 
 def _label(name: str, tensors: Mapping[str, Tensor]) -> str:

@@ -6,7 +6,8 @@ from functools import cached_property
 
 import numpy as np
 
-from jaxclip.convert._rules.links import Link, Rule, same
+from jaxclip.convert._errors import ConversionError
+from jaxclip.convert._rules.links import Arrays, Link, Rule, same
 from jaxclip.convert._rules.registry import find_rule, is_flax, no_rule
 from jaxclip.convert._tree import Leaf, Node, Target
 
@@ -32,7 +33,33 @@ class Entry:
             np.broadcast_to(np.zeros((), leaf.value.dtype), leaf.value.shape)
             for leaf in self.leaves
         )
-        return dict(zip(self.names, self.link.to_torch(*empty), strict=True))
+        return dict(zip(self.names, self.to_torch(*empty), strict=True))
+
+    def to_flax(self, *tensors: np.ndarray) -> Arrays:
+        """Make the variables' values from the tensors'."""
+        values = self.link.to_flax(*tensors)
+        self._check_rule("to_flax", values, len(self.leaves))
+        for leaf, value in zip(self.leaves, values, strict=True):
+            if (value.shape, value.dtype) != (leaf.value.shape, leaf.value.dtype):
+                raise TypeError(
+                    f"to_flax of the link for {self} made {value.dtype} {value.shape} "
+                    f"for {leaf}, which is {leaf.value.dtype} {leaf.value.shape}."
+                )
+        return values
+
+    def to_torch(self, *values: np.ndarray) -> Arrays:
+        """Make the tensors' values from the variables'."""
+        tensors = self.link.to_torch(*values)
+        self._check_rule("to_torch", tensors, len(self.names))
+        return tensors
+
+    def _check_rule(self, function: str, made: object, count: int) -> None:
+        if not isinstance(made, tuple) or len(made) != count:
+            given = f"{len(made)}" if isinstance(made, tuple) else type(made).__name__
+            raise TypeError(
+                f"{function} of the link for {self} returned {given}; it must return "
+                f"a tuple of as many arrays as it has names, which is {count}."
+            )
 
     def __str__(self) -> str:
         """Name the variables and their shapes."""
@@ -66,6 +93,21 @@ def plan(target: Target) -> tuple[list[Entry], list[str]]:
     return entries, [*problems, *_clashes(entries)]
 
 
+def remedies(target: Target) -> dict[str, str]:
+    """Return what to do about tensors that a model has no place for, by name."""
+    return dict(_remedies(target.root, ""))
+
+
+def _remedies(node: Node, prefix: str) -> Iterator[tuple[str, str]]:
+    rule = find_rule(type(node.module))
+    if rule is None:
+        return
+    for name, remedy in rule.remedies.items():
+        yield _join(prefix, name), remedy
+    for name, child in node.children.items():
+        yield from _remedies(child, _join(prefix, _visible(name, rule.hidden)))
+
+
 def _clashes(entries: list[Entry]) -> Iterator[str]:
     """Find names that stand for several variables, as a key with a dot in it may."""
     first: dict[str, Entry] = {}
@@ -84,7 +126,11 @@ def _entries(node: Node, prefix: str, problems: list[str]) -> Iterator[Entry]:
     if rule is None:
         problems.append(f"{_listed(leaves)}: {no_rule(type(node.module))}")
         return
-    links = _links(node, rule)
+    try:
+        links = _links(node, rule)
+    except ConversionError as error:
+        problems += [f"{_kind(node)} at {prefix!r}: {why}" for why in error.problems]
+        return
     linked = {name for link in links for name in link.flax}
     problems += _unlinked(node, linked)
     for link in links:
@@ -105,7 +151,11 @@ def _entries(node: Node, prefix: str, problems: list[str]) -> Iterator[Entry]:
 
 
 def _links(node: Node, rule: Rule) -> list[Link]:
-    links = list(rule.links(node.module, node.leaves.keys()))
+    variables = {name: leaf.value for name, leaf in node.leaves.items()}
+    links = list(rule.links(node.module, variables))
+    for link in links:
+        if not isinstance(link, Link):
+            raise TypeError(f"the rule for {_kind(node)} yields {link!r}, not a Link.")
     if is_flax(type(node.module)):
         return links
     # What a user's class adds to the class that the rule is for.

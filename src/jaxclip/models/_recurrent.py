@@ -1,37 +1,30 @@
 """Recurrent layers that hold exactly what torch's hold, in Flax NNX."""
 
-from typing import Any, ClassVar
+from typing import Any
 
 import jax
 import jax.numpy as jnp
 from flax import nnx
 
-from jaxclip.models import _init, _recurrence
-from jaxclip.models._recurrence import State
+from jaxclip.models import _cells, _init
+from jaxclip.models._cells import State
+from jaxclip.models._checks import check_choice
+from jaxclip.models._dropout import make_dropout
+from jaxclip.models._recurrence import Stack
 
 
 class _Recurrent(nnx.Module):
     """What RNN, GRU and LSTM share: everything but the cell."""
 
-    cell: ClassVar[_recurrence.Cell]
-
     def __init__(
-        self,
-        input_size: int,
-        hidden_size: int,
-        num_layers: int = 1,
-        *,
-        rngs: nnx.Rngs,
-        param_dtype: Any = jnp.float32,
+        self, stack: Stack, dropout: float, rngs: nnx.Rngs, param_dtype: Any
     ) -> None:
-        """Draw the parameters; see the class for their shapes."""
-        shapes = _recurrence.weight_shapes(
-            self.cell, input_size, hidden_size, num_layers
-        )
-        init = _init.uniform(hidden_size)
-        for name, shape in shapes.items():
+        """Draw the parameters."""
+        init = _init.uniform(stack.hidden_size)
+        for name, shape in stack.weight_shapes().items():
             setattr(self, name, nnx.Param(init(rngs.params(), shape, param_dtype)))
-        self.names = tuple(shapes)
+        self.stack = stack
+        self.dropout = make_dropout(dropout, rngs)
 
     def __call__(
         self, x: jax.Array, state: State | None = None
@@ -39,34 +32,47 @@ class _Recurrent(nnx.Module):
         """Run over whole sequences.
 
         Args:
-            x: The inputs, ``(B, T, input_size)``, batch first.
+            x: The inputs, ``(B, T, input_size)``, batch first, or
+                ``(T, B, input_size)`` if not ``batch_first``.
             state: The state to go on from; zeros if None.
 
         Returns:
-            The hidden states of the last layer, ``(B, T, H)``, and the state of
-            every layer after the last step.
+            The hidden states of the last layer, ``(B, T, H)`` or ``(T, B, H)``, with
+            those of the two directions side by side, and the state of every layer
+            after the last step.
 
         Raises:
             ValueError: If ``x`` or ``state`` has a shape or dtype that does not fit.
         """
-        weights = {name: getattr(self, name)[...] for name in self.names}
-        return _recurrence.run(self.cell, weights, x, state)
+        names = self.stack.weight_shapes()
+        weights = {name: getattr(self, name)[...] for name in names}
+        return self.stack.run(weights, x, state, dropout=self.dropout)
 
 
 class RNN(_Recurrent):
-    r"""Layers of the plain recurrent cell, as ``torch.nn.RNN`` (tanh, batch first).
+    r"""Layers of the plain recurrent cell, as ``torch.nn.RNN``.
 
     .. math:: h_t = \tanh(W_{ih} x_t + b_{ih} + W_{hh} h_{t-1} + b_{hh})
 
-    The state is one array, ``(num_layers, B, H)``.
+    or with relu for tanh. The state is one array, ``(num_layers, B, H)``; with two
+    directions ``(2 * num_layers, B, H)``, layer by layer, forwards first.
 
     Differs from ``nnx.SimpleCell``: both of torch's biases are kept, so that each has
     its own gradient and weights come back as they were.
+
+    Differs from ``torch.nn.RNN``: ``batch_first`` is the default.
 
     Args:
         input_size: The length of an input vector.
         hidden_size: ``H``, the number of hidden units of each layer.
         num_layers: How many layers are stacked.
+        nonlinearity: "tanh" or "relu".
+        bias: Whether the cells have biases.
+        batch_first: Whether inputs and outputs are ``(B, T, ...)``, not
+            ``(T, B, ...)``.
+        dropout: The share of hidden states that is set to zero between two layers,
+            while the module is in training mode.
+        bidirectional: Whether a second cell in each layer runs from the end.
         rngs: Where the parameters are drawn from: all from ``U(-1/√H, 1/√H)``.
         param_dtype: The dtype of the parameters, and of the computation.
 
@@ -76,9 +82,11 @@ class RNN(_Recurrent):
         weight_hh_l0: ``(H, H)``.
         bias_ih_l0: ``(H,)``.
         bias_hh_l0: ``(H,)``.
+        weight_ih_l0_reverse: The like for the second direction, if there is one. The
+            layers above take the hidden states of both, ``(..., 2*H)``.
 
     Raises:
-        ValueError: If a size is less than 1.
+        ValueError: If an argument is outside its range.
 
     Example:
         >>> rnn = RNN(3, 8, num_layers=2, rngs=nnx.Rngs(0))
@@ -87,11 +95,36 @@ class RNN(_Recurrent):
         ((5, 7, 8), (2, 5, 8))
     """
 
-    cell = _recurrence.RNN
+    def __init__(
+        self,
+        input_size: int,
+        hidden_size: int,
+        num_layers: int = 1,
+        *,
+        nonlinearity: str = "tanh",
+        bias: bool = True,
+        batch_first: bool = True,
+        dropout: float = 0.0,
+        bidirectional: bool = False,
+        rngs: nnx.Rngs,
+        param_dtype: Any = jnp.float32,
+    ) -> None:
+        """Draw the parameters; see the class for their shapes."""
+        check_choice(_cells.RNN, nonlinearity=nonlinearity)
+        stack = Stack(
+            _cells.RNN[nonlinearity],
+            input_size,
+            hidden_size,
+            num_layers,
+            bias=bias,
+            batch_first=batch_first,
+            bidirectional=bidirectional,
+        )
+        super().__init__(stack, dropout, rngs, param_dtype)
 
 
 class GRU(_Recurrent):
-    r"""Layers of gated recurrent units, as ``torch.nn.GRU`` (batch first).
+    r"""Layers of gated recurrent units, as ``torch.nn.GRU``.
 
     .. math::
         r_t &= \sigma(W_{ir} x_t + b_{ir} + W_{hr} h_{t-1} + b_{hr}) \\
@@ -100,15 +133,24 @@ class GRU(_Recurrent):
         h_t &= (1 - z_t) n_t + z_t h_{t-1}
 
     The gates lie in the rows of each array in the order r, z, n. The state is one
-    array, ``(num_layers, B, H)``.
+    array, ``(num_layers, B, H)``; with two directions ``(2 * num_layers, B, H)``, layer
+    by layer, forwards first.
 
     Differs from ``nnx.GRUCell``, which has no ``b_hn`` and so cannot hold what torch
     trained: the reset gate scales that bias, and no other can stand in for it.
+
+    Differs from ``torch.nn.GRU``: ``batch_first`` is the default.
 
     Args:
         input_size: The length of an input vector.
         hidden_size: ``H``, the number of hidden units of each layer.
         num_layers: How many layers are stacked.
+        bias: Whether the cells have biases.
+        batch_first: Whether inputs and outputs are ``(B, T, ...)``, not
+            ``(T, B, ...)``.
+        dropout: The share of hidden states that is set to zero between two layers,
+            while the module is in training mode.
+        bidirectional: Whether a second cell in each layer runs from the end.
         rngs: Where the parameters are drawn from: all from ``U(-1/√H, 1/√H)``.
         param_dtype: The dtype of the parameters, and of the computation.
 
@@ -118,9 +160,11 @@ class GRU(_Recurrent):
         weight_hh_l0: ``(3*H, H)``.
         bias_ih_l0: ``(3*H,)``.
         bias_hh_l0: ``(3*H,)``.
+        weight_ih_l0_reverse: The like for the second direction, if there is one. The
+            layers above take the hidden states of both, ``(..., 2*H)``.
 
     Raises:
-        ValueError: If a size is less than 1.
+        ValueError: If an argument is outside its range.
 
     Example:
         >>> gru = GRU(3, 8, rngs=nnx.Rngs(0))
@@ -131,11 +175,34 @@ class GRU(_Recurrent):
         (24, 3)
     """
 
-    cell = _recurrence.GRU
+    def __init__(
+        self,
+        input_size: int,
+        hidden_size: int,
+        num_layers: int = 1,
+        *,
+        bias: bool = True,
+        batch_first: bool = True,
+        dropout: float = 0.0,
+        bidirectional: bool = False,
+        rngs: nnx.Rngs,
+        param_dtype: Any = jnp.float32,
+    ) -> None:
+        """Draw the parameters; see the class for their shapes."""
+        stack = Stack(
+            _cells.GRU,
+            input_size,
+            hidden_size,
+            num_layers,
+            bias=bias,
+            batch_first=batch_first,
+            bidirectional=bidirectional,
+        )
+        super().__init__(stack, dropout, rngs, param_dtype)
 
 
 class LSTM(_Recurrent):
-    r"""Layers of long short-term memory, as ``torch.nn.LSTM`` (batch first).
+    r"""Layers of long short-term memory, as ``torch.nn.LSTM``.
 
     .. math::
         i_t, f_t, o_t &= \sigma(W_{i\cdot} x_t + b_{i\cdot}
@@ -145,15 +212,27 @@ class LSTM(_Recurrent):
         h_t &= o_t \tanh(c_t)
 
     The gates lie in the rows of each array in the order i, f, g, o. The state is a
-    pair ``(h, c)`` of arrays ``(num_layers, B, H)``.
+    pair ``(h, c)`` of arrays ``(num_layers, B, H)``; with two directions
+    ``(2 * num_layers, B, H)``, layer by layer, forwards first. With ``proj_size=P``
+    every ``h_t`` is ``W_{hr} o_t \tanh(c_t)`` instead, and has ``P`` elements.
 
     Differs from ``nnx.LSTMCell``: both of torch's biases are kept, so that each has
     its own gradient and weights come back as they were.
+
+    Differs from ``torch.nn.LSTM``: ``batch_first`` is the default.
 
     Args:
         input_size: The length of an input vector.
         hidden_size: ``H``, the number of hidden units of each layer.
         num_layers: How many layers are stacked.
+        bias: Whether the cells have biases.
+        batch_first: Whether inputs and outputs are ``(B, T, ...)``, not
+            ``(T, B, ...)``.
+        dropout: The share of hidden states that is set to zero between two layers,
+            while the module is in training mode.
+        bidirectional: Whether a second cell in each layer runs from the end.
+        proj_size: The length ``P`` that each hidden state is projected to, by one more
+            matrix in each cell; 0 for no projection.
         rngs: Where the parameters are drawn from: all from ``U(-1/√H, 1/√H)``.
         param_dtype: The dtype of the parameters, and of the computation.
 
@@ -163,9 +242,13 @@ class LSTM(_Recurrent):
         weight_hh_l0: ``(4*H, H)``.
         bias_ih_l0: ``(4*H,)``.
         bias_hh_l0: ``(4*H,)``.
+        weight_hr_l0: ``(P, H)``, if there is a projection; then ``weight_hh_l0``, and
+            ``weight_ih`` in the layers above, have ``P`` columns.
+        weight_ih_l0_reverse: The like for the second direction, if there is one. The
+            layers above take the hidden states of both, ``(..., 2*H)``.
 
     Raises:
-        ValueError: If a size is less than 1.
+        ValueError: If an argument is outside its range.
 
     Example:
         >>> lstm = LSTM(3, 8, num_layers=2, rngs=nnx.Rngs(0))
@@ -174,4 +257,29 @@ class LSTM(_Recurrent):
         ((5, 7, 8), (2, 5, 8), (2, 5, 8))
     """
 
-    cell = _recurrence.LSTM
+    def __init__(
+        self,
+        input_size: int,
+        hidden_size: int,
+        num_layers: int = 1,
+        *,
+        bias: bool = True,
+        batch_first: bool = True,
+        dropout: float = 0.0,
+        bidirectional: bool = False,
+        proj_size: int = 0,
+        rngs: nnx.Rngs,
+        param_dtype: Any = jnp.float32,
+    ) -> None:
+        """Draw the parameters; see the class for their shapes."""
+        stack = Stack(
+            _cells.LSTM,
+            input_size,
+            hidden_size,
+            num_layers,
+            bias=bias,
+            batch_first=batch_first,
+            bidirectional=bidirectional,
+            proj_size=proj_size,
+        )
+        super().__init__(stack, dropout, rngs, param_dtype)

@@ -6,9 +6,9 @@ import jax
 import jax.numpy as jnp
 from flax import nnx
 
-from jaxclip.models import _init, _recurrence
-from jaxclip.models._checks import check_cell, check_sizes, check_tokens
-from jaxclip.models._recurrence import State
+from jaxclip.models import _init, _scratch
+from jaxclip.models._cells import State
+from jaxclip.models._checks import check_choice, check_sizes, check_tokens
 from jaxclip.models._recurrent import GRU, LSTM, RNN
 
 _CELLS = {"rnn": RNN, "gru": GRU, "lstm": LSTM}
@@ -92,7 +92,7 @@ class RNNLMScratch(nnx.Module):
             TypeError: If ``tokens`` are not integers.
             ValueError: If ``tokens`` or ``state`` has another shape or dtype.
         """
-        return _recurrence.run_scratch(
+        return _scratch.run(
             tokens,
             state,
             W_xh=self.W_xh[...],
@@ -148,7 +148,7 @@ class RNNLM(nnx.Module):
         param_dtype: Any = jnp.float32,
     ) -> None:
         """Draw the parameters as torch draws them."""
-        check_cell(cell, _CELLS)
+        check_choice(_CELLS, cell=cell)
         check_sizes(vocab_size=vocab_size, hidden_size=hidden_size)
         self.embedding = nnx.Embed(
             vocab_size,

@@ -1,26 +1,78 @@
 """Rules for layers that are one matrix: dense layers and embeddings."""
 
-from collections.abc import Collection, Iterator
+import math
+from collections.abc import Iterator, Sequence
 
 from flax import linen as nn
 from flax import nnx
 
-from jaxclip.convert._rules.links import Link, Rule, same, transposed
+from jaxclip import models
+from jaxclip.convert._errors import ConversionError
+from jaxclip.convert._rules.links import (
+    Link,
+    Rule,
+    Variables,
+    named,
+    raw,
+    reshaped,
+    same,
+    transposed,
+)
+from jaxclip.convert._rules.parametrized import REMEDIES
+from jaxclip.models import linen
 
 
-def _linear(layer: object, names: Collection[str]) -> Iterator[Link]:
+def _linear(layer: object, variables: Variables) -> Iterator[Link]:
     yield transposed("weight", "kernel")
-    if "bias" in names:
+    if "bias" in variables:
         yield same("bias", "bias")
 
 
-def _embed(layer: object, names: Collection[str]) -> Iterator[Link]:
-    yield same("weight", "embedding")
+def _general(
+    layer: nnx.LinearGeneral | nn.DenseGeneral, variables: Variables
+) -> Iterator[Link]:
+    """Link a kernel of input axes and output axes to the matrix that they make."""
+    batched = layer.batch_axis if isinstance(layer, nnx.Module) else layer.batch_dims
+    if batched:
+        raise ConversionError(
+            [
+                "it has batch axes, a matrix for each place along them, which no "
+                "layer of torch has. Keep the kernel as a raw parameter of a module "
+                "of your own, or register a rule for a class derived from this."
+            ]
+        )
+    inputs = len(layer.axis) if isinstance(layer.axis, Sequence) else 1
+    shape = variables["kernel"].shape
+    rows, columns = math.prod(shape[inputs:]), math.prod(shape[:inputs])
+    yield Link(
+        ("weight",),
+        ("kernel",),
+        to_flax=lambda weight: (weight.T.reshape(shape),),
+        to_torch=lambda kernel: (kernel.reshape(columns, rows).T,),
+    )
+    if "bias" in variables:
+        yield reshaped("bias", "bias", (rows,), variables["bias"].shape)
 
+
+_einsum = named({"kernel": "weight", "bias": "bias"})
+_embed = named({"embedding": "weight"})
+
+_DENSE = "the kernel is the transposed weight; after a flatten, say `flatten=`"
+
+_GENERAL = "the matrix between the flattened axes; no batch axes"
+_EINSUM = "a raw `weight` (and `bias`) for the same subscripts"
 
 RULES: dict[type, Rule] = {
-    nnx.Linear: Rule(_linear),
-    nn.Dense: Rule(_linear),
-    nnx.Embed: Rule(_embed),
-    nn.Embed: Rule(_embed),
+    nnx.Linear: Rule(_linear, torch=("Linear",), note=_DENSE, remedies=REMEDIES),
+    nn.Dense: Rule(_linear, torch=("Linear",), note=_DENSE, remedies=REMEDIES),
+    nnx.LinearGeneral: Rule(_general, torch=("Linear",), note=_GENERAL),
+    nn.DenseGeneral: Rule(_general, torch=("Linear",), note=_GENERAL),
+    nnx.Einsum: Rule(_einsum, torch=("torch.einsum",), note=_EINSUM),
+    nn.Einsum: Rule(_einsum, torch=("torch.einsum",), note=_EINSUM),
+    models.Bilinear: Rule(raw, torch=("Bilinear",)),
+    linen.Bilinear: Rule(raw, torch=("Bilinear",)),
+    nnx.Embed: Rule(_embed, torch=("Embedding",), note="no `padding_idx`"),
+    nn.Embed: Rule(_embed, torch=("Embedding",), note="no `padding_idx`"),
+    models.Embed: Rule(_embed, torch=("Embedding",)),
+    linen.Embed: Rule(_embed, torch=("Embedding",)),
 }

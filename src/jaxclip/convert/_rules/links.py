@@ -1,12 +1,15 @@
 """What a rule says: which torch tensors and Flax variables hold the same numbers."""
 
-from collections.abc import Callable, Collection, Iterable, Iterator
-from dataclasses import dataclass
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from dataclasses import dataclass, field
 from typing import Any
 
 import numpy as np
 
 Arrays = tuple[np.ndarray, ...]
+
+Variables = Mapping[str, Any]
+"""A module's own variables by name; of each the shape and the dtype are known."""
 
 
 def _unchanged(*arrays: np.ndarray) -> Arrays:
@@ -17,12 +20,22 @@ def _unchanged(*arrays: np.ndarray) -> Arrays:
 class Link:
     """Torch tensors and Flax variables that hold the same numbers.
 
+    The two functions are each other's inverse, to the bit, and make new arrays or
+    views: what they are given is never written to.
+
     Attributes:
         torch: The names of the tensors, as seen from the torch module.
         flax: The names of the variables, as seen from the Flax module; one in a
             submodule is dotted, ``"query.kernel"``.
-        to_flax: Makes the variables' values, all of them, from the tensors'.
-        to_torch: Makes the tensors' values, all of them, from the variables'.
+        to_flax: Makes the variables' values, a tuple of all of them, from the
+            tensors'.
+        to_torch: Makes the tensors' values, a tuple of all of them, from the
+            variables'.
+
+    Example:
+        >>> link = Link(("weight",), ("kernel",), lambda w: (w.T,), lambda k: (k.T,))
+        >>> link.to_torch(np.zeros((3, 2)))[0].shape
+        (2, 3)
     """
 
     torch: tuple[str, ...]
@@ -31,35 +44,113 @@ class Link:
     to_torch: Callable[..., Arrays] = _unchanged
 
 
+Links = Callable[[Any, Variables], Iterable[Link]]
+"""Takes a module and its own variables, and yields the links of its numbers."""
+
+
 @dataclass(frozen=True)
 class Rule:
     """How a type of Flax module corresponds to a torch module.
 
     Attributes:
-        links: Takes a module and the names of its own variables, and yields the
-            links that hold its numbers.
+        links: Takes a module and its own variables, by name, and yields the links
+            that hold its numbers. It raises a ``ConversionError`` where the module is
+            one that no torch module corresponds to.
         hidden: An attribute that torch's names leave out: ``nnx.Sequential`` calls
             ``layers.0`` what torch calls ``0``.
+        torch: What the table of layers calls the torch modules.
+        note: What the table says is to be minded.
+        remedies: What to do about a tensor, by torch's name for it, that this type
+            has nowhere to put, or not in that shape.
     """
 
-    links: Callable[[Any, Collection[str]], Iterable[Link]]
+    links: Links
     hidden: str | None = None
+    torch: tuple[str, ...] = ()
+    note: str = ""
+    remedies: Mapping[str, str] = field(default_factory=dict)
 
 
 def same(torch: str, flax: str) -> Link:
-    """Link one tensor and one variable that lie alike."""
+    """Link one tensor and one variable that lie alike.
+
+    Args:
+        torch: The name of the tensor.
+        flax: The name of the variable.
+
+    Example:
+        >>> same("weight", "scale").flax
+        ('scale',)
+    """
     return Link((torch,), (flax,))
 
 
 def transposed(torch: str, flax: str) -> Link:
-    """Link one matrix and its transpose."""
+    """Link one matrix and its transpose.
 
-    def transpose(array: np.ndarray) -> Arrays:
-        return (array.T,)
+    Args:
+        torch: The name of the tensor.
+        flax: The name of the variable.
 
-    return Link((torch,), (flax,), to_flax=transpose, to_torch=transpose)
+    Example:
+        >>> transposed("weight", "kernel").to_flax(np.zeros((2, 3)))[0].shape
+        (3, 2)
+    """
+    return permuted(torch, flax, (1, 0))
 
 
-def raw(module: object, names: Collection[str]) -> Iterator[Link]:
+def permuted(torch: str, flax: str, axes: Sequence[int]) -> Link:
+    """Link one tensor and one variable with its axes in another order.
+
+    Args:
+        torch: The name of the tensor.
+        flax: The name of the variable.
+        axes: For each axis of the variable, which axis of the tensor it is.
+
+    Example:
+        >>> link = permuted("weight", "kernel", (2, 1, 0))
+        >>> link.to_flax(np.zeros((8, 3, 5)))[0].shape
+        (5, 3, 8)
+    """
+    back = np.argsort(axes)
+    return Link(
+        (torch,),
+        (flax,),
+        to_flax=lambda array: (np.transpose(array, axes),),
+        to_torch=lambda array: (np.transpose(array, back),),
+    )
+
+
+def reshaped(torch: str, flax: str, shape: Sequence[int], like: Sequence[int]) -> Link:
+    """Link one tensor and one variable of the same numbers in another shape.
+
+    Args:
+        torch: The name of the tensor.
+        flax: The name of the variable.
+        shape: The shape of the tensor.
+        like: The shape of the variable.
+    """
+    return Link(
+        (torch,),
+        (flax,),
+        to_flax=lambda array: (array.reshape(like),),
+        to_torch=lambda array: (array.reshape(shape),),
+    )
+
+
+def named(pairs: Mapping[str, str]) -> Links:
+    """Make a rule's links: the same arrays, whichever of them there are.
+
+    Args:
+        pairs: The name of the tensor by the name of the variable.
+    """
+
+    def links(module: object, variables: Variables) -> Iterator[Link]:
+        return (same(pairs[name], name) for name in variables if name in pairs)
+
+    return links
+
+
+def raw(module: object, variables: Variables) -> Iterator[Link]:
     """Link each variable to the tensor of its name: a module of the user's own."""
-    return (same(name, name) for name in names)
+    return (same(name, name) for name in variables)

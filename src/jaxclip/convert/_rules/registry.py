@@ -5,19 +5,152 @@ axes of an array: a square kernel looks the same either way round. A type that F
 defines and that has no rule here is refused.
 """
 
+from collections.abc import Callable, Mapping
+from typing import Any, TypeVar, overload
+
 from flax import linen as nn
 from flax import nnx
 
-from jaxclip.convert._rules import containers, dense
-from jaxclip.convert._rules.links import Rule
+from jaxclip.convert._rules import (
+    activations,
+    attention,
+    containers,
+    conv,
+    dense,
+    norms,
+    parametrized,
+    recurrent,
+)
+from jaxclip.convert._rules.links import Links, Rule
 
-RULES: dict[type, Rule] = {**containers.RULES, **dense.RULES}
+L = TypeVar("L", bound=Links)
+
+RULES: dict[type, Rule] = {
+    **dense.RULES,
+    **conv.RULES,
+    **norms.RULES,
+    **recurrent.RULES,
+    **attention.RULES,
+    **activations.RULES,
+    **parametrized.RULES,
+    **containers.RULES,
+}
 """The rule for each type, and for the types that users derive from it."""
 
-_RECURRENT = (
-    *(nnx.nn.recurrent.RNNCellBase, nnx.RNN, nnx.Bidirectional),
-    *(nn.RNNCellBase, nn.RNN, nn.Bidirectional),
-)
+_MODULES = (nnx.Module, nn.Module)
+
+
+@overload
+def register(
+    module_type: type,
+    links: L,
+    *,
+    hidden: str | None = None,
+    remedies: Mapping[str, str] | None = None,
+) -> L: ...
+
+
+@overload
+def register(
+    module_type: type,
+    links: None = None,
+    *,
+    hidden: str | None = None,
+    remedies: Mapping[str, str] | None = None,
+) -> Callable[[L], L]: ...
+
+
+def register(
+    module_type: type,
+    links: Any = None,
+    *,
+    hidden: str | None = None,
+    remedies: Mapping[str, str] | None = None,
+) -> Any:
+    """Say how a type of Flax module corresponds to a torch module.
+
+    The rule holds for the type and for those derived from it, wherever they are in a
+    model. A module of your own whose variables bear torch's names and lie as torch's
+    do needs no rule. A later rule for a type takes the place of an earlier one.
+
+    Args:
+        module_type: A class of NNX or of Linen modules.
+        links: A function that takes a module and its own variables by name (of each
+            the ``shape`` and ``dtype`` are known), and yields a ``Link`` for each
+            tensor of the torch module. If left out, ``register`` is a decorator of
+            that function.
+        hidden: An attribute that torch's names leave out: with ``hidden="layers"``
+            torch's ``0.weight`` is what Flax calls ``layers.0``.
+        remedies: What an error is to say about a tensor, by torch's name for it, that
+            the type has nowhere to put, or not in that shape.
+
+    Returns:
+        ``links``, or the decorator.
+
+    Raises:
+        TypeError: If ``module_type`` is no class of Flax modules, or ``links`` is no
+            function.
+
+    Example:
+        A layer that scales and shifts, where torch keeps both in one tensor:
+
+        >>> import numpy as np
+        >>> from jaxclip import convert
+        >>> from jaxclip.convert import Link, register
+        >>> class Affine(nnx.Module):
+        ...     def __init__(self, features):
+        ...         self.scale = nnx.Param(np.ones(features, "f"))
+        ...         self.shift = nnx.Param(np.zeros(features, "f"))
+        >>> @register(Affine)
+        ... def affine(layer, variables):
+        ...     yield Link(
+        ...         torch=("weight",),
+        ...         flax=("scale", "shift"),
+        ...         to_flax=lambda weight: (weight[0], weight[1]),
+        ...         to_torch=lambda *both: (np.stack(both),),
+        ...     )
+        >>> weight = np.array([[2.0, 3.0], [0.0, 1.0]], "f")
+        >>> layer = convert.from_torch(Affine(2), {"weight": weight})
+        >>> layer.shift[...]
+        Array([0., 1.], dtype=float32)
+        >>> convert.to_torch(layer)
+        {'weight': tensor([[2., 3.],
+                [0., 1.]])}
+
+        One whose kernel lies across:
+
+        >>> class Projection(nn.Module):
+        ...     @nn.compact
+        ...     def __call__(self, x):
+        ...         init = nn.initializers.lecun_normal()
+        ...         return x @ self.param("kernel", init, (x.shape[-1], 2))
+        >>> links = register(
+        ...     Projection, lambda layer, _: [convert.transposed("weight", "kernel")]
+        ... )
+        >>> weight = np.array([[1.0, 2.0, 3.0], [4.0, 5.0, 6.0]], "f")
+        >>> given = (Projection(), {"params": {"kernel": np.zeros((3, 2), "f")}})
+        >>> module, variables = convert.from_torch(given, {"weight": weight})
+        >>> module.apply(variables, np.ones(3, "f"))
+        Array([ 6., 15.], dtype=float32)
+    """
+    if not (isinstance(module_type, type) and issubclass(module_type, _MODULES)):
+        raise TypeError(
+            f"module_type is {module_type!r}; it must be a class derived from "
+            "flax.nnx.Module or flax.linen.Module."
+        )
+    if not (hidden is None or isinstance(hidden, str)):
+        raise TypeError(f"hidden is {hidden!r}; it must be the name of an attribute.")
+
+    def add(links: L) -> L:
+        if not callable(links):
+            raise TypeError(
+                f"links is {links!r}; it must be a function that takes a module and "
+                "its variables and yields a Link for each tensor."
+            )
+        RULES[module_type] = Rule(links, hidden, remedies=dict(remedies or {}))
+        return links
+
+    return add if links is None else add(links)
 
 
 def find_rule(module_type: type) -> Rule | None:
@@ -39,11 +172,7 @@ def is_flax(module_type: type) -> bool:
 
 def no_rule(module_type: type) -> str:
     """Say that there is no rule for a type, and what to use in its place."""
-    hint = (
-        "jaxclip.models has RNN, GRU and LSTM, in NNX and in Linen, which hold "
-        "exactly what torch's hold."
-        if issubclass(module_type, _RECURRENT)
-        else "Which way round its arrays lie in torch is not known here, and is not "
-        "guessed."
+    hint = recurrent.refusal(module_type) or (
+        "Which way round its arrays lie in torch is not known here, and is not guessed."
     )
     return f"{module_type.__module__}.{module_type.__qualname__} has no rule. {hint}"

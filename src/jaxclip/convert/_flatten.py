@@ -1,0 +1,98 @@
+"""The order of what is flattened: torch's channels come first, Flax's last."""
+
+import difflib
+import math
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import replace
+
+import numpy as np
+
+from jaxclip.convert._plan import Entry
+from jaxclip.convert._rules.links import Arrays, Link
+
+Flatten = Mapping[str, Sequence[int]]
+
+
+def flattened(
+    entries: Iterable[Entry], flatten: Flatten | None
+) -> tuple[list[Entry], list[str]]:
+    """Put the last axis of some tensors into the order of flattened channels last.
+
+    Args:
+        entries: The links of a model.
+        flatten: As ``from_torch`` takes it.
+
+    Returns:
+        The links, and the problems.
+
+    Raises:
+        TypeError: If ``flatten`` is no mapping from names to shapes.
+    """
+    entries = list(entries)
+    shapes = _shapes(flatten or {})
+    names = {name for entry in entries for name in entry.names}
+    problems = []
+    for key, shape in shapes.items():
+        name = key if key in names else f"{key}.weight" if key else "weight"
+        if name not in names:
+            modules = {other.rpartition(".")[0] for other in names}
+            near = difflib.get_close_matches(key, sorted(names | modules), n=3)
+            hint = f" Nearest: {', '.join(map(repr, near))}." if near else ""
+            problems.append(
+                f"flatten has {key!r}; the target has no tensor of that name in torch, "
+                f"and no {name!r}.{hint}"
+            )
+            continue
+        for index, entry in enumerate(entries):
+            if name in entry.names:
+                length = entry.expected[name].shape[-1:]
+                if length == (math.prod(shape),):
+                    entries[index] = _channels_last(entry, name, shape)
+                else:
+                    problems.append(
+                        f"flatten has {key!r}: {shape}, {math.prod(shape)} in all; the "
+                        f"last axis of {name!r} {entry.expected[name].shape} must be "
+                        "as long."
+                    )
+    return entries, problems
+
+
+def _shapes(flatten: Flatten) -> dict[str, tuple[int, ...]]:
+    message = (
+        f"flatten is {flatten!r}; it must be a mapping from a name in torch to the "
+        "shape, channels first, that is flattened there: {'fc': (64, 7, 7)}."
+    )
+    if not isinstance(flatten, Mapping):
+        raise TypeError(message)
+    for name, shape in flatten.items():
+        if (
+            not isinstance(name, str)
+            or not isinstance(shape, Sequence)
+            or len(shape) < 2
+            or not all(isinstance(size, int) and size > 0 for size in shape)
+        ):
+            raise TypeError(message)
+    return {name: tuple(shape) for name, shape in flatten.items()}
+
+
+def _channels_last(entry: Entry, name: str, shape: tuple[int, ...]) -> Entry:
+    """Reorder one tensor of an entry on the way there, and on the way back."""
+    place, link = entry.names.index(name), entry.link
+
+    def there(array: np.ndarray) -> np.ndarray:
+        apart = array.reshape(*array.shape[:-1], *shape)  # (..., C, *spatial)
+        return np.moveaxis(apart, -len(shape), -1).reshape(array.shape)
+
+    def back(array: np.ndarray) -> np.ndarray:
+        apart = array.reshape(*array.shape[:-1], *shape[1:], shape[0])
+        return np.moveaxis(apart, -1, -len(shape)).reshape(array.shape)
+
+    def to_flax(*tensors: np.ndarray) -> Arrays:
+        first, last = tensors[:place], tensors[place + 1 :]
+        return link.to_flax(*first, there(tensors[place]), *last)
+
+    def to_torch(*values: np.ndarray) -> Arrays:
+        tensors = link.to_torch(*values)
+        return (*tensors[:place], back(tensors[place]), *tensors[place + 1 :])
+
+    return replace(entry, link=Link(link.torch, link.flax, to_flax, to_torch))
