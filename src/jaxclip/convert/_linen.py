@@ -4,12 +4,10 @@ from collections.abc import Iterator, Mapping
 from typing import Any
 
 import jax
-import numpy as np
 from flax import linen as nn
 from flax.core import FrozenDict, freeze
 from flax.traverse_util import empty_node, flatten_dict, unflatten_dict
 
-from jaxclip.convert._arrays import to_jax
 from jaxclip.convert._tree import Leaf, Node, Path, Target, parts
 
 _NOT_WEIGHTS = ("cache", "intermediates", "perturbations")
@@ -26,16 +24,19 @@ def linen_target(module: nn.Module, variables: Mapping[str, Any]) -> Target:
         )
     flat = flatten_dict(variables, keep_empty_nodes=True)  # type: ignore[no-untyped-call]
     leaves = {
-        path: Leaf(path, value.unbox() if _boxed(value) else value)
+        path: Leaf(
+            path,
+            value.unbox() if _boxed(value) else value,
+            trained=path[0] == "params",
+        )
         for path, value in flat.items()
         if path[0] not in _NOT_WEIGHTS and value is not None and value is not empty_node
     }
 
-    def filled(values: Mapping[Path, np.ndarray]) -> Mapping[str, Any]:
+    def filled(values: Mapping[Path, jax.Array]) -> Mapping[str, Any]:
         fresh = dict(flat)
-        for path, leaf in leaves.items():
-            array = to_jax(values[path], like=leaf.value)
-            box = flat[path]
+        for path in leaves:
+            array, box = values[path], flat[path]
             fresh[path] = box.replace_boxed(array) if _boxed(box) else array
         nested: dict[str, Any] = unflatten_dict(fresh)  # type: ignore[no-untyped-call]
         return freeze(nested) if isinstance(variables, FrozenDict) else nested

@@ -1,13 +1,15 @@
 """Which torch tensors go to which Flax variables, for a whole model."""
 
 from collections.abc import Collection, Iterator, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import cached_property
 
+import jax
 import numpy as np
 
 from jaxclip.convert._rules.links import Link, Rule, same
 from jaxclip.convert._rules.registry import find_rule, is_flax, no_rule
+from jaxclip.convert._stacked import layer_count, one_layer, stack
 from jaxclip.convert._tree import Leaf, Node, Target
 
 
@@ -26,21 +28,29 @@ class Entry:
     leaves: tuple[Leaf, ...]
 
     @cached_property
-    def expected(self) -> dict[str, np.ndarray]:
-        """An array of the right shape and dtype, and of no values, for each tensor."""
+    def expected(self) -> dict[str, jax.ShapeDtypeStruct]:
+        """The shape and the dtype of each tensor."""
         empty = (
             np.broadcast_to(np.zeros((), leaf.value.dtype), leaf.value.shape)
             for leaf in self.leaves
         )
-        return dict(zip(self.names, self.link.to_torch(*empty), strict=True))
+        tensors = self.link.to_torch(*empty)
+        shapes = (jax.ShapeDtypeStruct(t.shape, t.dtype) for t in tensors)
+        return dict(zip(self.names, shapes, strict=True))
 
     def __str__(self) -> str:
         """Name the variables and their shapes."""
         return ", ".join(f"{leaf} {leaf.value.shape}" for leaf in self.leaves)
 
 
-def plan(target: Target) -> tuple[list[Entry], list[str]]:
+def plan(
+    target: Target, stacked: Collection[str] = ()
+) -> tuple[list[Entry], list[str]]:
     """Link every weight of a model.
+
+    Args:
+        target: The model.
+        stacked: The paths of modules that hold several layers as one.
 
     Returns:
         The entries, of which several are for the same variables where those are
@@ -55,7 +65,13 @@ def plan(target: Target) -> tuple[list[Entry], list[str]]:
         problems.append("target has no parameter to fill.")
     if problems:
         return [], problems
-    entries = list(_entries(target.root, "", problems))
+    remaining = set(stacked)
+    entries = list(_entries(target.root, "", "", remaining, problems))
+    problems += [
+        f"stacked has {path!r}, which is no module in the target that holds variables."
+        for path in stacked
+        if path in remaining
+    ]
     seen = {leaf.path for leaf in target.root.beneath().values()}
     problems += [
         f"{leaf} lies where no module is seen to hold it; keep modules and variables "
@@ -76,9 +92,24 @@ def _clashes(entries: list[Entry]) -> Iterator[str]:
                 yield f"{other} and {entry} would both be {name!r} in torch."
 
 
-def _entries(node: Node, prefix: str, problems: list[str]) -> Iterator[Entry]:
+def _entries(
+    node: Node, prefix: str, path: str, stacked: set[str], problems: list[str]
+) -> Iterator[Entry]:
+    """Link what is in a module.
+
+    Args:
+        node: The module.
+        prefix: What its names start with in torch.
+        path: The same without the numbers of stacked layers.
+        stacked: The paths of modules to take for several; each is removed when met.
+        problems: Where problems are added.
+    """
     leaves = node.beneath()
     if not leaves:
+        return
+    if path in stacked:
+        stacked.remove(path)
+        yield from _stacked_entries(node, prefix, path, stacked, problems)
         return
     rule = find_rule(type(node.module))
     if rule is None:
@@ -100,8 +131,30 @@ def _entries(node: Node, prefix: str, problems: list[str]) -> Iterator[Entry]:
     for name, child in node.children.items():
         # A rule may speak for all that is in a module, submodules included.
         if not any(inner.startswith(f"{name}.") for inner in linked):
-            inside = _join(prefix, _visible(name, rule.hidden))
-            yield from _entries(child, inside, problems)
+            seen = _visible(name, rule.hidden)
+            inside = _join(prefix, seen), _join(path, seen)
+            yield from _entries(child, *inside, stacked, problems)
+
+
+def _stacked_entries(
+    node: Node, prefix: str, path: str, stacked: set[str], problems: list[str]
+) -> Iterator[Entry]:
+    leaves = node.beneath()
+    layers = layer_count(node)
+    if layers is None:
+        problems.append(
+            f"stacked has {path!r}, whose variables differ in the length of their "
+            f"first axis, that of layers: {_listed(leaves)}."
+        )
+        return
+    whole = {leaf.path: leaf for leaf in leaves.values()}
+    for entry in _entries(one_layer(node), "", path, stacked, problems):
+        link = stack(replace(entry.link, torch=entry.names), layers)
+        yield Entry(
+            link,
+            names=tuple(_join(prefix, name) for name in link.torch),
+            leaves=tuple(whole[leaf.path] for leaf in entry.leaves),
+        )
 
 
 def _links(node: Node, rule: Rule) -> list[Link]:

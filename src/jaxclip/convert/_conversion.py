@@ -1,0 +1,133 @@
+"""A conversion in two steps: all but the values is checked, then they are read."""
+
+from collections.abc import Callable, Iterable
+from dataclasses import dataclass, replace
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+
+from jaxclip.convert._arrays import to_jax
+from jaxclip.convert._errors import ConversionError
+from jaxclip.convert._hints import hint
+from jaxclip.convert._map import WeightMap
+from jaxclip.convert._match import Dtypes, Tensor, is_float, match
+from jaxclip.convert._names import Rename, target_names, without_wrapper
+from jaxclip.convert._plan import Entry, plan
+from jaxclip.convert._read import read
+from jaxclip.convert._sources import read_source
+from jaxclip.convert._targets import read_target
+from jaxclip.convert._tree import Leaf
+
+
+@dataclass(frozen=True)
+class Conversion:
+    """A conversion of which everything but the values has been checked.
+
+    Attributes:
+        mapping: The map, with the names of the source.
+        nbytes: The size of the source's tensors.
+        run: Reads the values, and returns the new target.
+    """
+
+    mapping: WeightMap
+    nbytes: int
+    run: Callable[..., Any]
+
+
+def plan_conversion(
+    target: Any,
+    source: object,
+    *,
+    rename: Rename | None,
+    ignore: Iterable[str],
+    stacked: Iterable[str],
+    key: str | None,
+    dtype: Any = None,
+    dtypes: Dtypes | None = None,
+) -> Conversion:
+    """Check a conversion, as ``from_torch`` makes it.
+
+    Args:
+        target: As ``from_torch`` takes it, as are the others.
+        source: The same.
+        rename: The same.
+        ignore: The same.
+        stacked: The same.
+        key: The same.
+        dtype: The same.
+        dtypes: Which dtypes fit; by default ``dtype`` says so.
+
+    Raises:
+        ConversionError: As ``from_torch`` raises it.
+    """
+    model = read_target(target)
+    found = read_source(source, key)
+    cast = _cast(dtype)
+    names, problems = target_names(found.tensors, rename, ignore)
+    entries, unlinked = plan(model, paths(stacked))
+    notes = found.notes
+    if rename is None:
+        wanted = {name for entry in entries for name in entry.names}
+        names, taken = without_wrapper(names, wanted)
+        notes += taken
+    tensors = {new: Tensor(old, found.tensors[old]) for new, old in names.items()}
+    fit = match(entries, tensors, dtypes or Dtypes(cast=cast is not None))
+    problems = [*problems, *unlinked, *fit.problems]
+    if problems:
+        raise ConversionError(problems, hint(fit, names) if rename is None else "")
+    weights = weight_map(fit.entries, names, notes)
+
+    def place(leaf: Leaf, array: np.ndarray) -> jax.Array:
+        like = model.leaves[leaf.path].value
+        return to_jax(array, like=like, dtype=cast if is_float(array.dtype) else None)
+
+    def run(finite: bool = False, on_read: Callable[[int], None] | None = None) -> Any:
+        extra = {} if on_read is None else {"on_read": on_read}
+        arrays, misfits = read(
+            weights.entries, found.tensors, place, finite=finite, **extra
+        )
+        if misfits:
+            raise ConversionError(misfits)
+        return model.filled(arrays)
+
+    nbytes = sum(getattr(tensor.value, "nbytes", 0) for tensor in tensors.values())
+    return Conversion(weights, nbytes, run)
+
+
+def weight_map(
+    entries: Iterable[Entry], names: dict[str, str], notes: tuple[str, ...]
+) -> WeightMap:
+    """Make a map that holds no values, and has the names of the source."""
+    return WeightMap(
+        tuple(
+            replace(
+                entry,
+                names=tuple(names.get(name, name) for name in entry.names),
+                leaves=tuple(
+                    replace(
+                        leaf,
+                        value=jax.ShapeDtypeStruct(leaf.value.shape, leaf.value.dtype),
+                    )
+                    for leaf in entry.leaves
+                ),
+            )
+            for entry in entries
+        ),
+        notes,
+    )
+
+
+def paths(stacked: Iterable[str]) -> tuple[str, ...]:
+    """Return the paths in ``stacked``, which may be one string."""
+    return (stacked,) if isinstance(stacked, str) else tuple(stacked)
+
+
+def _cast(dtype: Any) -> np.dtype[Any] | None:
+    if dtype is None:
+        return None
+    cast: np.dtype[Any] = jnp.dtype(dtype)
+    if not is_float(cast):
+        raise ValueError(f"dtype={cast} is no float; only floats are cast, to floats.")
+    return cast
