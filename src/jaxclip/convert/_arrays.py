@@ -42,6 +42,6 @@ def to_jax(array: np.ndarray, *, like: Any = None, dtype: Any = None) -> jax.Arr
     with jax.enable_x64(True):
         # Copied by NumPy: JAX copies later, when the caller may have changed it.
         fresh = jnp.asarray(np.array(array, dtype=dtype, order="C"))
-        if isinstance(like, jax.Array) and like.committed:
+        if getattr(like, "committed", True) and getattr(like, "sharding", None):
             fresh = jax.device_put(fresh, like.sharding)
     return fresh

@@ -6,6 +6,7 @@ from typing import Any
 import jax
 from flax import linen as nn
 from flax.core import FrozenDict, freeze
+from flax.errors import ScopeParamShapeError
 from flax.traverse_util import empty_node, flatten_dict, unflatten_dict
 
 from jaxclip.convert._tree import Leaf, Node, Path, Target, parts
@@ -41,10 +42,16 @@ def linen_target(module: nn.Module, variables: Mapping[str, Any]) -> Target:
         nested: dict[str, Any] = unflatten_dict(fresh)  # type: ignore[no-untyped-call]
         return freeze(nested) if isinstance(variables, FrozenDict) else nested
 
-    root = module.bind(variables)
     # setup() names the dtypes of parameters, float64 perhaps.
     with jax.enable_x64(True):
-        scopes = {inner.path for inner in _modules(root, frozenset())}
+        root = module.bind(variables)
+        try:
+            scopes = {inner.path for inner in _modules(root, frozenset())}
+        except ScopeParamShapeError:
+            # nn.scan and nn.vmap give parameters an axis that setup() knows nothing
+            # of, so it is not shown any.
+            root = module.bind(jax.tree.map(lambda _: None, variables))
+            scopes = {inner.path for inner in _modules(root, frozenset())}
     owned: dict[Path, dict[str, Leaf]] = {scope: {} for scope in scopes}
     for path, leaf in leaves.items():
         # The owner is the innermost module that can be seen.

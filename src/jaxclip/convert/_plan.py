@@ -142,9 +142,10 @@ def _stacked_entries(
     leaves = node.beneath()
     layers = layer_count(node)
     if layers is None:
+        shapes = (f"{leaf} {leaf.value.shape}" for leaf in leaves.values())
         problems.append(
             f"stacked has {path!r}, whose variables differ in the length of their "
-            f"first axis, that of layers: {_listed(leaves)}."
+            f"first axis, that of layers: {', '.join(shapes)}."
         )
         return
     whole = {leaf.path: leaf for leaf in leaves.values()}

@@ -10,7 +10,7 @@ from flax import nnx
 
 from jaxclip.convert._linen import linen_target
 from jaxclip.convert._nnx import is_weight, nnx_target
-from jaxclip.convert._tree import Path, Target
+from jaxclip.convert._tree import Path, Target, tree_path
 
 
 def read_target(target: object) -> Target:
@@ -78,19 +78,22 @@ def _split_target(graphdef: Any, state: Any) -> Target:
 
 def _made_target(make: Any) -> Target:
     """Read the model that a function makes, whose weights are never made."""
-    split = jax.eval_shape(lambda: _split(make))
-    model = nnx.merge(*split)
-    inner = nnx_target(model)
+    graphdef, weights, others = jax.eval_shape(lambda: _split(make))
+    model = nnx.merge(graphdef, weights, others)
+    if any(isinstance(part, jax.core.Tracer) for _, part in nnx.iter_graph(model)):
+        # Flax takes an array outside a variable for a constant of the module.
+        return nnx_target(make())
 
     def filled(values: Mapping[Path, jax.Array]) -> Any:
-        made = inner.filled(values)
+        real = jax.tree_util.tree_map_with_path(
+            lambda path, _: values[tree_path(path)], weights
+        )
         # What is no weight (random streams, masks) does have to be made. The compiler
         # leaves out the weights, which are not returned.
-        if jax.tree.leaves(split[2]):
-            nnx.update(made, jax.jit(lambda: _split(make)[2])())
-        return made
+        made = jax.jit(lambda: _split(make)[2])() if jax.tree.leaves(others) else others
+        return nnx.merge(graphdef, real, made)
 
-    return replace(inner, filled=filled)
+    return replace(nnx_target(model), filled=filled)
 
 
 def _split(make: Any) -> Any:
