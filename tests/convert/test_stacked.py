@@ -12,7 +12,7 @@ from jaxclip.convert import ConversionError, from_torch, mapping, to_torch
 LAYERS, WIDTH = 3, 4
 
 
-class TorchBlock(torch.nn.Module):
+class _TorchBlock(torch.nn.Module):
     """A layer and an array."""
 
     def __init__(self):
@@ -24,12 +24,12 @@ class TorchBlock(torch.nn.Module):
         return torch.tanh(self.fc(x)) * self.scale
 
 
-class TorchNet(torch.nn.Module):
+class _TorchNet(torch.nn.Module):
     """Blocks one after another, and a head."""
 
     def __init__(self):
         super().__init__()
-        self.blocks = torch.nn.ModuleList(TorchBlock() for _ in range(LAYERS))
+        self.blocks = torch.nn.ModuleList(_TorchBlock() for _ in range(LAYERS))
         self.head = torch.nn.Linear(WIDTH, 2)
 
     def forward(self, x):
@@ -38,7 +38,7 @@ class TorchNet(torch.nn.Module):
         return self.head(x)
 
 
-class Block(nnx.Module):
+class _Block(nnx.Module):
     def __init__(self, *, rngs):
         self.fc = nnx.Linear(WIDTH, WIDTH, rngs=rngs)
         self.scale = nnx.Param(jnp.ones(WIDTH))
@@ -47,12 +47,12 @@ class Block(nnx.Module):
         return jnp.tanh(self.fc(x)) * self.scale[...]
 
 
-class Net(nnx.Module):
+class _Net(nnx.Module):
     def __init__(self, *, rngs):
         @nnx.split_rngs(splits=LAYERS)
         @nnx.vmap
         def blocks(rngs):
-            return Block(rngs=rngs)
+            return _Block(rngs=rngs)
 
         self.blocks = blocks(rngs)
         self.head = nnx.Linear(WIDTH, 2, rngs=rngs)
@@ -65,7 +65,7 @@ class Net(nnx.Module):
         return self.head(through(x, self.blocks))
 
 
-class LinenBlock(nn.Module):
+class _LinenBlock(nn.Module):
     def setup(self):
         self.fc = nn.Dense(WIDTH)
         self.scale = self.param("scale", nn.initializers.ones, (WIDTH,))
@@ -74,10 +74,10 @@ class LinenBlock(nn.Module):
         return jnp.tanh(self.fc(x)) * self.scale, None
 
 
-class LinenNet(nn.Module):
+class _LinenNet(nn.Module):
     def setup(self):
         scanned = nn.scan(
-            LinenBlock,
+            _LinenBlock,
             variable_axes={"params": 0},
             split_rngs={"params": True},
             length=LAYERS,
@@ -91,12 +91,12 @@ class LinenNet(nn.Module):
 
 def source():
     torch.manual_seed(2)
-    return TorchNet()
+    return _TorchNet()
 
 
 TARGETS = {
-    "nnx": lambda: Net(rngs=nnx.Rngs(0)),
-    "linen": (LinenNet(), jnp.ones(WIDTH)),
+    "nnx": lambda: _Net(rngs=nnx.Rngs(0)),
+    "linen": (_LinenNet(), jnp.ones(WIDTH)),
 }
 
 
@@ -186,7 +186,7 @@ def test_stacks_may_be_in_stacks():
             @nnx.split_rngs(splits=2)
             @nnx.vmap
             def inner(rngs):
-                return Block(rngs=rngs)
+                return _Block(rngs=rngs)
 
             self.inner = inner(rngs)
 
@@ -200,7 +200,7 @@ def test_stacks_may_be_in_stacks():
         f"outer.{i}.inner.{j}.{name}": tensor + 10 * i + j
         for i in range(3)
         for j in range(2)
-        for name, tensor in TorchBlock().state_dict().items()
+        for name, tensor in _TorchBlock().state_dict().items()
     }
     stacked = ["outer", "outer.inner"]
     converted = from_torch(target, state_dict, stacked=stacked)
@@ -214,7 +214,7 @@ def test_stacks_may_be_in_stacks():
 
 
 def test_linens_other_transformations_of_a_class_change_no_layout():
-    class Net(nn.Module):
+    class _Net(nn.Module):
         def setup(self):
             self.dense = nn.remat(nn.Dense)(WIDTH, use_bias=False)
 
@@ -222,5 +222,5 @@ def test_linens_other_transformations_of_a_class_change_no_layout():
             return self.dense(x)
 
     weight = torch.rand(WIDTH, WIDTH)
-    _, variables = from_torch((Net(), jnp.ones(WIDTH)), {"dense.weight": weight})
+    _, variables = from_torch((_Net(), jnp.ones(WIDTH)), {"dense.weight": weight})
     np.testing.assert_array_equal(variables["params"]["dense"]["kernel"], weight.T)

@@ -1,4 +1,4 @@
-"""Every form in which users hold a Flax model is filled, and nothing is made in vain."""
+"""Every form in which users hold a model is filled, and nothing is made in vain."""
 
 import jax
 import jax.numpy as jnp
@@ -11,7 +11,7 @@ from flax import nnx
 from jaxclip.convert import from_torch, mapping, to_torch
 
 
-class Net(nnx.Module):
+class _Net(nnx.Module):
     """Weights, and what torch's state dict has no counterpart for."""
 
     def __init__(self, *, rngs):
@@ -23,7 +23,7 @@ class Net(nnx.Module):
         return self.dropout(self.fc(x) + self.cache[...])
 
 
-class LinenNet(nn.Module):
+class _LinenNet(nn.Module):
     """A layer with parameters and one with statistics."""
 
     def setup(self):
@@ -39,7 +39,7 @@ LINEN_SOURCE = SOURCE | {"count": torch.tensor([1.0, 2.0])}
 X = jnp.array([1.0, 2.0, 3.0])
 
 
-class MaskedNet(Net):
+class _MaskedNet(_Net):
     """The same with an array that is no variable."""
 
     def __init__(self, *, rngs):
@@ -51,10 +51,10 @@ class MaskedNet(Net):
 
 
 def make():
-    return Net(rngs=nnx.Rngs(3))
+    return _Net(rngs=nnx.Rngs(3))
 
 
-@pytest.mark.parametrize("net", [Net, MaskedNet])
+@pytest.mark.parametrize("net", [_Net, _MaskedNet])
 def test_a_function_gives_what_the_module_that_it_makes_gives(net):
     def make():
         return net(rngs=nnx.Rngs(3))
@@ -127,7 +127,7 @@ def test_a_state_alone_is_refused_with_what_to_do():
     ids=["array", "tuple", "two", "shape", "numpy"],
 )
 def test_a_linen_module_with_inputs_is_filled(inputs):
-    module, variables = from_torch((LinenNet(), inputs), LINEN_SOURCE)
+    module, variables = from_torch((_LinenNet(), inputs), LINEN_SOURCE)
     assert sorted(variables) == ["batch_stats", "params"]
     expected = SOURCE["fc.weight"].numpy() @ np.asarray(X) + 1 + [1, 2]
     np.testing.assert_allclose(module.apply(variables, X), expected)
@@ -135,14 +135,14 @@ def test_a_linen_module_with_inputs_is_filled(inputs):
 
 
 def test_inputs_that_are_a_dict_stand_in_a_tuple():
-    class Net(nn.Module):
+    class _Net(nn.Module):
         def setup(self):
             self.fc = nn.Dense(2)
 
         def __call__(self, batch):
             return self.fc(batch["x"])
 
-    target = (Net(), ({"x": X},))
+    target = (_Net(), ({"x": X},))
     _, variables = from_torch(target, SOURCE)
     assert variables["params"]["fc"]["kernel"].shape == (3, 2)
 
