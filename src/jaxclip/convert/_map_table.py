@@ -1,9 +1,13 @@
 """A map as a table to read."""
 
 from collections.abc import Iterator, Sequence
+from itertools import permutations
 
-from jaxclip.convert._pieces import Piece, pieces
+from jaxclip.convert._pieces import Piece, contiguous, pieces
 from jaxclip.convert._plan import Entry
+
+_MOST_AXES = 6
+"""Of arrays for which it is tried whether their axes are permuted."""
 
 _HEAD = ("torch", "shape", "layout", "Flax", "shape", "dtype")
 
@@ -47,18 +51,30 @@ def layout(entry: Entry) -> str:
 
 
 def _whole(entry: Entry, found: list[Piece]) -> str:
+    """Say how one variable lies, as seen from one tensor."""
     (spec,), (leaf,) = entry.expected.values(), entry.leaves
+    into = leaf.value.shape
     if not found:
-        return "same" if spec.shape == leaf.value.shape else "reshape"
-    (piece,) = found
-    order = sorted(
-        range(len(piece.shape)), key=lambda axis: -abs(piece.flax.strides[axis])
-    )
-    if order == sorted(order) and min(piece.flax.strides, default=1) > 0:
-        return "same" if spec.shape == leaf.value.shape else "reshape"
-    ordered = tuple(piece.shape[axis] for axis in order)
-    if piece.shape != spec.shape or ordered != leaf.value.shape:
-        return "rearranged"
-    if min(piece.flax.strides) < 0:
-        return "flip"
-    return "transpose" if order == [1, 0] else f"permute {tuple(order)}"
+        return "same" if spec.shape == into else "reshape"
+    piece = found[0].in_torchs_order
+    strides = piece.flax.strides
+    if piece.shape == spec.shape and len(into) == len(spec.shape) <= _MOST_AXES:
+        for axes in permutations(range(len(into))):
+            # An axis of length 1 may be anywhere.
+            fits = (
+                spec.shape[axis] == length and (length == 1 or strides[axis] == stride)
+                for axis, length, stride in zip(
+                    axes, into, contiguous(into), strict=True
+                )
+            )
+            if all(fits):
+                return _said(axes)
+    if strides == contiguous(piece.shape):
+        return "reshape"
+    return "flip" if min(strides) < 0 else "rearranged"
+
+
+def _said(axes: tuple[int, ...]) -> str:
+    if axes == tuple(sorted(axes)):
+        return "same"
+    return "transpose" if axes == (1, 0) else f"permute {axes}"

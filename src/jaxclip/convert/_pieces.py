@@ -7,7 +7,7 @@ view: an offset, a shape and strides, on either side.
 
 import math
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import numpy as np
 from numpy.lib.stride_tricks import as_strided
@@ -31,9 +31,9 @@ class View:
     offset: int
     strides: tuple[int, ...]
 
-    def of(self, arrays: Sequence[np.ndarray], shape: Shape) -> np.ndarray:
-        """Return the view of one of some arrays, which must be contiguous."""
-        flat = arrays[self.array].reshape(-1)[self.offset :]
+    def of(self, array: np.ndarray, shape: Shape) -> np.ndarray:
+        """Return the view of an array, which must be contiguous."""
+        flat = array.reshape(-1)[self.offset :]
         strides = [stride * flat.itemsize for stride in self.strides]
         return as_strided(flat, shape, strides)
 
@@ -52,6 +52,12 @@ class Piece:
     shape: Shape
     torch: View
     flax: View
+
+    @property
+    def in_torchs_order(self) -> "Piece":
+        """The same elements, in the order in which they lie in the tensor."""
+        shape, torch, flax = _reordered(self.shape, self.torch, self.flax)
+        return Piece(shape, torch, flax)
 
 
 def pieces(entry: Entry) -> list[Piece] | None:
@@ -83,10 +89,10 @@ def link_of(
     """Return the link that pieces describe, between arrays of these shapes."""
 
     def to_flax(*tensors: np.ndarray) -> Arrays:
-        return _moved(tensors, flax, [(p.shape, p.torch, p.flax) for p in pieces])
+        return _moved(tensors, flax, [(p.shape, p.flax, p.torch) for p in pieces])
 
     def to_torch(*variables: np.ndarray) -> Arrays:
-        return _moved(variables, torch, [(p.shape, p.flax, p.torch) for p in pieces])
+        return _moved(variables, torch, [(p.shape, p.torch, p.flax) for p in pieces])
 
     return Link(
         tuple(map(str, range(len(torch)))),
@@ -117,7 +123,7 @@ def _once(views: Sequence[tuple[Shape, View]], shapes: Sequence[Shape]) -> bool:
             return False
         seen = np.zeros(size, bool)
         for part, view in own:
-            view.of([seen], part)[...] = True
+            view.of(seen, part)[...] = True
         # As many as there are, and each of them: none is shown twice.
         if not seen.all():
             return False
@@ -147,7 +153,7 @@ def _of_views(function: _Function, shapes: list[Shape]) -> list[_Found] | None:
         if owner is None:
             return None
         offset = made.ctypes.data - given[owner].ctypes.data
-        own = View(index, 0, _contiguous(made.shape))
+        own = View(index, 0, contiguous(made.shape))
         found.append((made.shape, own, View(owner, offset, made.strides)))
     return found
 
@@ -169,7 +175,7 @@ def _of_numbers(function: _Function, shapes: list[Shape]) -> list[_Found] | None
         owner = int(np.searchsorted(ends, first, side="right"))
         start = int(ends[owner]) - math.prod(shapes[owner])
         shape, strides = _digits(made)
-        own = View(index, 0, _contiguous(shape))
+        own = View(index, 0, contiguous(shape))
         found.append((shape, own, View(owner, first - start, strides)))
     return found
 
@@ -213,15 +219,36 @@ def _agree(
 
 
 def _moved(
-    given: Sequence[np.ndarray], shapes: Sequence[Shape], parts: list[_Found]
+    given: Sequence[np.ndarray], shapes: Sequence[Shape], parts: Sequence[_Found]
 ) -> Arrays:
+    """Make arrays of some shapes: views if each is one piece, which is in order."""
     given = [np.ascontiguousarray(array) for array in given]
-    made = [np.empty(shape, given[0].dtype) for shape in shapes]
-    for shape, source, to in parts:
-        to.of(made, shape)[...] = source.of(given, shape)
+    made = []
+    for index, shape in enumerate(shapes):
+        own = [
+            _reordered(n, to, source) for n, to, source in parts if to.array == index
+        ]
+        if len(own) == 1 and own[0][1].strides == contiguous(own[0][0]):
+            ((n, _, source),) = own
+            made.append(source.of(given[source.array], n).reshape(shape))
+            continue
+        array = np.empty(shape, given[0].dtype)
+        for n, to, source in own:
+            to.of(array, n)[...] = source.of(given[source.array], n)
+        made.append(array)
     return tuple(made)
 
 
-def _contiguous(shape: Shape) -> tuple[int, ...]:
+def _reordered(shape: Shape, one: View, other: View) -> _Found:
+    """Order the axes of two views as they lie in the array of the first."""
+    order = sorted(range(len(shape)), key=lambda axis: -abs(one.strides[axis]))
+    views = (
+        replace(view, strides=tuple(view.strides[axis] for axis in order))
+        for view in (one, other)
+    )
+    return tuple(shape[axis] for axis in order), *views
+
+
+def contiguous(shape: Shape) -> tuple[int, ...]:
     """Return the strides, in elements, of an array that lies in order."""
     return tuple(math.prod(shape[axis + 1 :]) for axis in range(len(shape)))
