@@ -57,15 +57,13 @@ def _whole(entry: Entry, found: list[Piece]) -> str:
     if not found:
         return "same" if spec.shape == into else "reshape"
     piece = found[0].in_torchs_order
-    strides = piece.flax.strides
+    strides, steps = piece.flax.strides, contiguous(into)
     if piece.shape == spec.shape and len(into) == len(spec.shape) <= _MOST_AXES:
         for axes in permutations(range(len(into))):
             # An axis of length 1 may be anywhere.
             fits = (
                 spec.shape[axis] == length and (length == 1 or strides[axis] == stride)
-                for axis, length, stride in zip(
-                    axes, into, contiguous(into), strict=True
-                )
+                for axis, length, stride in zip(axes, into, steps, strict=True)
             )
             if all(fits):
                 return _said(axes)

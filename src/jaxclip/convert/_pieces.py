@@ -225,9 +225,7 @@ def _moved(
     given = [np.ascontiguousarray(array) for array in given]
     made = []
     for index, shape in enumerate(shapes):
-        own = [
-            _reordered(n, to, source) for n, to, source in parts if to.array == index
-        ]
+        own = [_reordered(*part) for part in parts if part[1].array == index]
         if len(own) == 1 and own[0][1].strides == contiguous(own[0][0]):
             ((n, _, source),) = own
             made.append(source.of(given[source.array], n).reshape(shape))
@@ -242,11 +240,11 @@ def _moved(
 def _reordered(shape: Shape, one: View, other: View) -> _Found:
     """Order the axes of two views as they lie in the array of the first."""
     order = sorted(range(len(shape)), key=lambda axis: -abs(one.strides[axis]))
-    views = (
-        replace(view, strides=tuple(view.strides[axis] for axis in order))
-        for view in (one, other)
-    )
-    return tuple(shape[axis] for axis in order), *views
+
+    def along(view: View) -> View:
+        return replace(view, strides=tuple(view.strides[axis] for axis in order))
+
+    return tuple(shape[axis] for axis in order), along(one), along(other)
 
 
 def contiguous(shape: Shape) -> tuple[int, ...]:
