@@ -36,7 +36,7 @@ def hint(match: Match, names: Mapping[str, str]) -> str:
     kept = {old: new for new, old in names.items() if new not in match.unused}
     wanted = kept | {names[old]: new for old, new in pairs.items()}
     shapes = {names[new]: shape for new, shape in match.unused.items()}
-    for rules in (_prefixes(wanted), _words(wanted)):
+    for rules in sorted((_prefixes(wanted), _words(wanted), _changes(wanted)), key=len):
         if 0 < len(rules) <= _MOST_RULES:
             count = _fitting(rules, names, kept, match.missing, shapes)
             if 2 * count >= len(match.missing):
@@ -118,6 +118,11 @@ def _words(wanted: Mapping[str, str]) -> _Rules:
         elif ours or theirs:
             return {}
     return rules
+
+
+def _changes(wanted: Mapping[str, str]) -> _Rules:
+    """Say what whole names become."""
+    return {old: new for old, new in wanted.items() if old != new}
 
 
 def _fitting(
