@@ -1,6 +1,6 @@
 """A conversion in two steps: all but the values is checked, then they are read."""
 
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass, replace
 from typing import Any
 
@@ -18,7 +18,7 @@ from jaxclip.convert._plan import Entry, plan
 from jaxclip.convert._read import read
 from jaxclip.convert._sources import read_source
 from jaxclip.convert._targets import read_target
-from jaxclip.convert._tree import Leaf
+from jaxclip.convert._tree import Leaf, Path
 
 
 @dataclass(frozen=True)
@@ -28,12 +28,14 @@ class Conversion:
     Attributes:
         mapping: The map, with the names of the source.
         nbytes: The size of the source's tensors.
-        run: Reads the values, and returns the new target.
+        read: Reads the values.
+        filled: Makes the new target of them.
     """
 
     mapping: WeightMap
     nbytes: int
-    run: Callable[..., Any]
+    read: Callable[..., dict[Path, jax.Array]]
+    filled: Callable[[Mapping[Path, jax.Array]], Any]
 
 
 def plan_conversion(
@@ -83,17 +85,18 @@ def plan_conversion(
         like = model.leaves[leaf.path].value
         return to_jax(array, like=like, dtype=cast if is_float(array.dtype) else None)
 
-    def run(finite: bool = False, on_read: Callable[[int], None] | None = None) -> Any:
-        extra = {} if on_read is None else {"on_read": on_read}
+    def read_all(
+        finite: bool = False, on_read: Callable[[int], None] | None = None
+    ) -> dict[Path, jax.Array]:
         arrays, misfits = read(
-            weights.entries, found.tensors, place, finite=finite, **extra
+            weights.entries, found.tensors, place, finite=finite, on_read=on_read
         )
         if misfits:
             raise ConversionError(misfits)
-        return model.filled(arrays)
+        return arrays
 
     nbytes = sum(getattr(tensor.value, "nbytes", 0) for tensor in tensors.values())
-    return Conversion(weights, nbytes, run)
+    return Conversion(weights, nbytes, read_all, model.filled)
 
 
 def weight_map(
@@ -127,7 +130,10 @@ def paths(stacked: Iterable[str]) -> tuple[str, ...]:
 def _cast(dtype: Any) -> np.dtype[Any] | None:
     if dtype is None:
         return None
-    cast: np.dtype[Any] = jnp.dtype(dtype)
+    try:
+        cast: np.dtype[Any] = jnp.dtype(dtype)
+    except TypeError:
+        raise TypeError(f"dtype={dtype!r} is no dtype.") from None
     if not is_float(cast):
         raise ValueError(f"dtype={cast} is no float; only floats are cast, to floats.")
     return cast

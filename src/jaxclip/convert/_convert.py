@@ -77,7 +77,7 @@ def from_torch(
             of ``nnx.split``. In Linen: the pair ``(module, inputs)`` of a module and
             an array or a tuple of arrays that it is called with, of which only the
             shapes matter; or ``(module, variables)``, with what its ``init`` returns
-            or ``jax.eval_shape`` says that it does.
+            or ``jax.eval_shape`` says that it does; or a function that returns a pair.
         source: A torch module, or whatever else has a ``state_dict()``; a state dict
             of torch tensors, NumPy or JAX arrays; or the path of a file:
             ``.safetensors``; ``.pt``, ``.pth`` or ``.bin``, of which nothing is ever
@@ -139,7 +139,7 @@ def from_torch(
         key=key,
         dtype=dtype,
     )
-    return job.run(finite=finite)
+    return job.filled(job.read(finite=finite))
 
 
 def to_torch(

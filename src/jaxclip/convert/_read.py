@@ -19,7 +19,7 @@ def read(
     place: Callable[[Leaf, np.ndarray], jax.Array],
     *,
     finite: bool = False,
-    on_read: Callable[[int], None] = lambda nbytes: None,
+    on_read: Callable[[int], None] | None = None,
 ) -> tuple[dict[Path, jax.Array], list[str]]:
     """Read the variables of entries of which all tensors fit.
 
@@ -62,7 +62,8 @@ def read(
                     f"under {', '.join(map(repr, other.names))}."
                 )
         last = values
-        on_read(sum(array.nbytes for array in given))
+        if on_read is not None:
+            on_read(sum(array.nbytes for array in given))
     return arrays, problems
 
 

@@ -1,4 +1,4 @@
-"""Reading safetensors files: the header checked whole, the tensors mapped one by one.
+"""Safetensors files: the header checked whole, the tensors mapped one by one.
 
 The safetensors library copies what it reads, keeps the last of two tensors of one name,
 and does not name the tensor in each of its errors. Nothing here takes memory for what
@@ -8,12 +8,15 @@ a header says before the file has been seen to hold it.
 import json
 import math
 from collections import Counter
+from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, BinaryIO
 
 import jax.numpy as jnp
 import numpy as np
+
+from jaxclip._files import write_whole
 
 _LARGEST_HEADER = 100_000_000
 """In bytes; the format's own limit."""
@@ -170,3 +173,38 @@ def _span(name: str, entry: object, data: int) -> tuple[int, int]:
 def _is_size(value: object) -> bool:
     # A bool is an int, too.
     return type(value) is int and 0 <= value < 2**63
+
+
+def write_safetensors(path: Path, arrays: Mapping[str, Any]) -> None:
+    """Write arrays of NumPy's or JAX's, one after another, without a copy of all.
+
+    Args:
+        path: The file, which is written whole or not at all.
+        arrays: The arrays by name.
+
+    Raises:
+        ValueError: If the format has no such dtype.
+        OSError: If the file cannot be written.
+    """
+    names = {dtype: name for name, dtype in _DTYPES.items()}
+    header, end = {}, 0
+    for name, array in arrays.items():
+        if str(array.dtype) not in names:
+            raise ValueError(f"{name!r} is {array.dtype}, which safetensors lacks.")
+        start, end = end, end + array.nbytes
+        header[name] = {
+            "dtype": names[str(array.dtype)],
+            "shape": array.shape,
+            "data_offsets": (start, end),
+        }
+    text = json.dumps(header).encode()
+    text += b" " * (-len(text) % 8)
+
+    def write(file: BinaryIO) -> None:
+        file.write(len(text).to_bytes(8, "little"))
+        file.write(text)
+        for array in arrays.values():
+            values = np.ascontiguousarray(array)
+            file.write(values.view(np.uint8).data if values.ndim else values.tobytes())
+
+    write_whole(path, write)

@@ -91,7 +91,10 @@ def _choices(source: Mapping[Any, Any]) -> str:
     }
     if not counts:
         return f"It has the keys {', '.join(map(repr, source))}."
-    choices = (f"key={name!r} ({count} tensors)" for name, count in counts.items())
+    choices = (
+        f"key={name!r} ({count} tensor{'s' * (count != 1)})"
+        for name, count in counts.items()
+    )
     return f"Say which it is: {', '.join(choices)}."
 
 

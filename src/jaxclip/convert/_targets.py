@@ -78,7 +78,10 @@ def _split_target(graphdef: Any, state: Any) -> Target:
 
 def _made_target(make: Any) -> Target:
     """Read the model that a function makes, whose weights are never made."""
-    graphdef, weights, others = jax.eval_shape(lambda: _split(make))
+    split = jax.eval_shape(lambda: _split(make))
+    if split is None:
+        return read_target(make())
+    graphdef, weights, others = split
     model = nnx.merge(graphdef, weights, others)
     if any(isinstance(part, jax.core.Tracer) for _, part in nnx.iter_graph(model)):
         # Flax takes an array outside a variable for a constant of the module.
@@ -97,7 +100,10 @@ def _made_target(make: Any) -> Target:
 
 
 def _split(make: Any) -> Any:
+    """Split a new NNX module; a pair is left alone."""
     model = make()
+    if isinstance(model, tuple):
+        return None
     if not isinstance(model, nnx.Module):
         raise TypeError(
             f"target is a function that returns a {type(model).__qualname__}; it must "
