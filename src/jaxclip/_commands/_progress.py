@@ -1,8 +1,8 @@
 """How far a command is, on the terminal, if it takes more than a second."""
 
-import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
+from time import monotonic
 
 from rich.console import Console
 from rich.progress import BarColumn, DownloadColumn, Progress, TextColumn
@@ -26,7 +26,7 @@ def bytes_read(label: str, total: int) -> Iterator[Callable[[int], None]]:
         What to call with each number of bytes read.
     """
     console = Console(stderr=True)
-    started = time.monotonic()
+    started = monotonic()
     columns = TextColumn("{task.description}"), BarColumn(), DownloadColumn()
     bars = Progress(
         *columns, console=console, transient=True, disable=not console.is_terminal
@@ -35,7 +35,7 @@ def bytes_read(label: str, total: int) -> Iterator[Callable[[int], None]]:
 
     def on_read(nbytes: int) -> None:
         bars.advance(bar, nbytes)
-        if time.monotonic() - started > _PATIENCE:
+        if monotonic() - started > _PATIENCE:
             bars.start()
 
     try:

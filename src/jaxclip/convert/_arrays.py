@@ -45,7 +45,7 @@ def to_jax(array: np.ndarray, *, like: Any = None, dtype: Any = None) -> jax.Arr
     # float64 stays float64 although the caller may not have enabled it here.
     with jax.enable_x64(True):
         # XLA lays out a view, a transposed one say, much faster than NumPy does.
-        fresh = jax.device_put(values)
+        fresh: jax.Array = jax.device_put(values)
         if _is_shared(fresh, values):
             fresh = jnp.array(fresh)
         if place is not None:
