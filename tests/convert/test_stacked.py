@@ -8,6 +8,8 @@ from flax import linen as nn
 from flax import nnx
 
 from jaxclip.convert import ConversionError, from_torch, mapping, to_torch
+from jaxclip.convert._rules.links import Link, Rule, same
+from jaxclip.convert._rules.registry import RULES
 
 LAYERS, WIDTH = 3, 4
 
@@ -163,6 +165,25 @@ def test_stacked_layers_that_nobody_told_of_are_seen(framework):
     assert caught.value.hint == (
         "The layers seem to be stacked in the target: try stacked='blocks'."
     )
+
+
+def test_an_axis_that_a_rule_knows_nothing_of_is_refused(monkeypatch):
+    def transpose(kernel):
+        return (np.transpose(kernel, (1, 0)),)
+
+    def links(layer, names):
+        yield Link(("weight",), ("kernel",), transpose, transpose)
+        yield same("bias", "bias")
+
+    monkeypatch.setitem(RULES, nnx.Linear, Rule(links))
+    with pytest.raises(ConversionError) as caught:
+        from_torch(TARGETS["nnx"], source())
+    assert caught.value.problems[0] == (
+        "'blocks.fc.kernel' (3, 4, 4) has no shape of a Linear's (axes don't match "
+        "array). If the first axis is one of layers, name the module that has them in "
+        "stacked=."
+    )
+    from_torch(TARGETS["nnx"], source(), stacked="blocks")
 
 
 def test_a_path_that_is_no_module_is_refused():

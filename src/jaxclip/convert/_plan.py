@@ -123,11 +123,20 @@ def _entries(
         if absent:
             problems.append(f"{_kind(node)} at {prefix!r} has no {absent[0]!r}.")
             continue
-        yield Entry(
+        entry = Entry(
             link,
             names=tuple(_join(prefix, name) for name in link.torch),
             leaves=tuple(leaves[name] for name in link.flax),
         )
+        try:
+            _ = entry.expected
+        except ValueError as error:
+            problems.append(
+                f"{entry} has no shape of a {_kind(node)}'s ({error}). If the first "
+                "axis is one of layers, name the module that has them in stacked=."
+            )
+            continue
+        yield entry
     for name, child in node.children.items():
         # A rule may speak for all that is in a module, submodules included.
         if not any(inner.startswith(f"{name}.") for inner in linked):
