@@ -14,6 +14,7 @@ from hypothesis import strategies as st
 
 from jaxclip import models
 from jaxclip.convert import ConversionError, WeightMap, from_torch, mapping, to_torch
+from jaxclip.convert._pieces import View
 from jaxclip.convert._rules.links import Link, Rule, same
 from jaxclip.convert._rules.registry import RULES
 from jaxclip.models import linen
@@ -233,7 +234,7 @@ def test_every_layout_is_named_and_survives_a_file(layout, odd, tmp_path):
         np.testing.assert_array_equal(tensor, tensors[name])
 
 
-@pytest.mark.parametrize("wrong", ["sum", "scaled", "dropped"])
+@pytest.mark.parametrize("wrong", ["sum", "scaled", "dropped", "absolute"])
 def test_what_does_more_than_move_elements_is_not_saved(wrong, odd, tmp_path):
     layout, shapes = {
         "sum": (
@@ -241,6 +242,11 @@ def test_what_does_more_than_move_elements_is_not_saved(wrong, odd, tmp_path):
             {"k": (3,)},
         ),
         "scaled": (link("w", "k", lambda a: (2 * a,), lambda k: (k / 2,)), {"k": (3,)}),
+        # Which changes nothing in the numbers of elements.
+        "absolute": (
+            link("w", "k", lambda a: (np.abs(a),), lambda k: (np.abs(k),)),
+            {"k": (3,)},
+        ),
         "dropped": (
             link("w", "k", lambda a: (np.append(a, 0 * a),), lambda k: (k[:3],)),
             {"k": (6,)},
@@ -362,6 +368,22 @@ def test_a_damaged_map_is_refused_or_still_moves_each_element_once(saved, data):
     }
     for name, tensor in loaded.to_torch(loaded.to_flax(tensors)).items():
         np.testing.assert_array_equal(tensor, tensors[name])
+
+
+@pytest.mark.parametrize(
+    ("offset", "strides", "fits"),
+    [
+        (0, (3, 1), True),
+        (5, (-3, -1), True),
+        (1, (3, 1), False),
+        (0, (4, 1), False),
+        (0, (-3, 1), False),
+        (6, (0, 0), False),
+        (-1, (3, 1), False),
+    ],
+)
+def test_no_view_reaches_beyond_its_array(offset, strides, fits):
+    assert View(0, offset, strides).fits((2, 3), 6) == fits
 
 
 def test_a_stack_survives_a_file(tmp_path):

@@ -211,7 +211,7 @@ def _agree(
         (entry.link.to_flax, said.to_flax, torch),
         (entry.link.to_torch, said.to_torch, flax),
     ):
-        given = [rng.integers(1 << 60, size=shape) for shape in shapes]
+        given = [rng.integers(-(1 << 60), 1 << 60, size=shape) for shape in shapes]
         results = zip(function(*given), same(*given), strict=True)
         if not all(np.array_equal(one, other) for one, other in results):
             return False
