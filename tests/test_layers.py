@@ -44,8 +44,10 @@ MAY_IMPORT = {
     },
     "_arrays": {"jax", "numpy", "torch (lazily)"},
     "models": {"flax", "jax"},
+    "_files": set(),
     "convert": {
         "_arrays",
+        "_files",
         "flax",
         "jax",
         "models",
@@ -55,6 +57,7 @@ MAY_IMPORT = {
     },
     "parity": {"_arrays", "convert", "flax", "jax", "numpy", "root", "safetensors"},
     "demo": {
+        "_files",
         "convert",
         "flax",
         "jax",
@@ -68,7 +71,8 @@ MAY_IMPORT = {
         "torch",
         "torchref",
     },
-    "cli": {"demo", "root"},
+    "_commands": {"convert", "demo", "flax", "rich", "root"},
+    "cli": {"_commands", "root"},
     "__main__": {"cli"},
     "torchref": {"numpy", "torch"},
 }

@@ -1,5 +1,7 @@
 """Renaming what the source calls otherwise, and leaving out what nobody needs."""
 
+import re
+
 import jax.numpy as jnp
 import pytest
 import torch
@@ -99,3 +101,30 @@ def test_a_pattern_that_matches_nothing_is_refused():
     # Patterns know capitals.
     with pytest.raises(ConversionError, match="ignore has the pattern 'HEAD'"):
         from_torch(model(), source(*NAMES), ignore=["HEAD"])
+
+
+@pytest.mark.parametrize(
+    ("names", "rename"),
+    [
+        (("enc.a", "enc.b", "head"), {re.compile(r"^enc\b"): "encoder"}),
+        (("e.0.a", "e.0.b", "head"), {re.compile(r"e\.\d+\.(\w)"): r"encoder.\1"}),
+        # The prefixes come first, then the patterns in order.
+        (
+            ("x.e.a", "x.e.b", "x.head"),
+            {re.compile("^e"): "f", re.compile("^f"): "encoder", "x": ""},
+        ),
+    ],
+)
+def test_patterns_are_replaced_after_prefixes_in_order(names, rename):
+    converted = from_torch(model(), source(*names), rename=rename)
+    assert values(converted) == [0, 1, 2]
+
+
+def test_a_pattern_of_a_rename_must_match_something():
+    rename = {re.compile("^encoder"): "encoder", re.compile(r"\bdecoder\b"): "x"}
+    with pytest.raises(ConversionError) as caught:
+        from_torch(model(), source(*NAMES), rename=rename)
+    assert caught.value.problems == (
+        r"rename has the pattern '\\bdecoder\\b', which no tensor of the source "
+        "matches.",
+    )

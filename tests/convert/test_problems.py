@@ -104,11 +104,16 @@ def test_shapes_are_neither_broadcast_nor_squeezed(shape):
 
 def test_dtypes_are_not_cast():
     assert problems(good() | {"scale": torch.ones(5, dtype=torch.float64)}) == [
-        "'scale' is float64; 'scale' (5,) needs float32. Nothing is cast on the way: "
-        "cast the source to float32 first, or build the target with float64 "
-        "parameters, under jax.enable_x64(True)."
+        "'scale' is float64; 'scale' (5,) needs float32. Nothing is cast unless "
+        "dtype='float32' says so; or build the target with float64 parameters, under "
+        "jax.enable_x64(True)."
     ]
-    for dtype in (torch.bfloat16, torch.float16, torch.int32):
+    (problem,) = problems(good() | {"scale": torch.ones(5, dtype=torch.int32)})
+    assert problem == (
+        "'scale' is int32; 'scale' (5,) needs float32. Only floats are cast, to "
+        "floats: cast the source first, or build the target with int32 parameters."
+    )
+    for dtype in (torch.bfloat16, torch.float16):
         (problem,) = problems(good() | {"scale": torch.ones(5, dtype=dtype)})
         name = str(dtype).removeprefix("torch.")
         assert problem.startswith(f"'scale' is {name}; 'scale' (5,) needs float32.")
@@ -131,9 +136,10 @@ def test_what_has_no_dense_values_is_refused(value, what):
     assert problem.startswith(f"'scale' {what}")
 
 
-def test_a_checkpoint_around_the_state_dict_is_seen_through():
-    assert problems({"model": good(), "step": 3})[-2:] == [
-        "'model' is a mapping, not a tensor; if it is the state dict, pass it alone.",
+def test_a_mapping_among_the_tensors_is_named_with_the_key_that_takes_it():
+    assert problems({"model": good(), "step": 3}, key="")[-2:] == [
+        "'model' is a mapping, not a tensor; if it is the state dict, say so with "
+        "key='model'.",
         "'step' () is not used.",
     ]
 
@@ -197,7 +203,7 @@ def test_two_variables_of_one_name_are_refused():
 
 def test_the_hints_for_very_many_names_end():
     target = nnx.Dict({f"w{i}": nnx.Param(jnp.ones(1)) for i in range(300)})
-    found = problems({f"module.w{i}": np.ones(1, "f") for i in range(300)}, target)
+    found = problems({f"model.w{i}": np.ones(1, "f") for i in range(300)}, target)
     assert len(found) == 600
     assert sum("Nearest" in problem for problem in found) == 40
 
@@ -246,7 +252,7 @@ def test_a_dtype_that_torch_lacks_is_refused():
     ids=["linen", "torch", "dict", "pair", "list"],
 )
 def test_a_target_of_another_type_is_refused(target, what):
-    match = rf"target is {what}; it must be an NNX module, or a pair"
+    match = rf"target is {what}; it must be an NNX module, a function that makes one"
     with pytest.raises(TypeError, match=match):
         from_torch(target, {})
     with pytest.raises(TypeError, match=match):

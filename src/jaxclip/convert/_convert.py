@@ -1,38 +1,64 @@
-"""The two public functions: weights from torch, and weights to torch."""
+"""The public functions: weights from torch, weights to torch, and the map of both."""
 
-from collections.abc import Iterable, Mapping
-from typing import TYPE_CHECKING, TypeVar, cast
+from collections.abc import Callable, Iterable
+from typing import TYPE_CHECKING, Any, TypedDict, TypeVar, Unpack, overload
 
 from flax import linen as nn
 from flax import nnx
 
-from jaxclip._arrays import to_numpy
-from jaxclip.convert._arrays import to_tensor
+from jaxclip.convert._conversion import paths, plan_conversion, weight_map
 from jaxclip.convert._errors import ConversionError
-from jaxclip.convert._fill import Tensor, fill
 from jaxclip.convert._flatten import Flatten, flattened
-from jaxclip.convert._linen import linen_target
-from jaxclip.convert._names import Rename, target_names
-from jaxclip.convert._nnx import nnx_target
+from jaxclip.convert._map import WeightMap, state_dict
+from jaxclip.convert._match import Dtypes
+from jaxclip.convert._names import Rename
 from jaxclip.convert._optional import need
-from jaxclip.convert._plan import plan, remedies
-from jaxclip.convert._sources import read_source
+from jaxclip.convert._plan import Entry, plan
+from jaxclip.convert._targets import read_target
 from jaxclip.convert._tree import Target
 
 if TYPE_CHECKING:
     import torch
 
-T = TypeVar("T")
+
+M = TypeVar("M", bound=nnx.Module)
+L = TypeVar("L", bound=nn.Module | nnx.GraphDef[Any])
 
 
+class _Options(TypedDict, total=False):
+    """The options of ``from_torch``, as its signature has them."""
+
+    rename: Rename | None
+    ignore: Iterable[str]
+    flatten: Flatten | None
+    stacked: Iterable[str]
+    key: str | None
+    dtype: Any
+    finite: bool
+
+
+@overload
+def from_torch(target: M, source: object, **options: Unpack[_Options]) -> M: ...
+@overload
 def from_torch(
-    target: T,
+    target: tuple[L, Any], source: object, **options: Unpack[_Options]
+) -> tuple[L, Any]: ...
+@overload
+def from_torch(
+    target: Callable[[], M], source: object, **options: Unpack[_Options]
+) -> M: ...
+def from_torch(
+    target: Any,
     source: object,
     *,
     rename: Rename | None = None,
     ignore: Iterable[str] = (),
     flatten: Flatten | None = None,
-) -> T:
+    stacked: Iterable[str] = (),
+    key: str | None = None,
+    dtype: Any = None,
+    finite: bool = False,
+) -> Any:
     """Put torch's weights into a Flax model.
 
     How an array lies follows from the type of the Flax module that holds it: the
@@ -41,23 +67,33 @@ def from_torch(
 
     The conversion is total. Every tensor of the source is used once, or named in
     ``ignore``; every variable of the target is filled once; shapes and dtypes must
-    agree, and nothing is cast. Variables that torch's state dict has no counterpart
-    for (the state of random number generators, caches) stay as they are.
+    agree, and nothing is cast unless ``dtype`` says so. Variables that torch's state
+    dict has no counterpart for (the state of random number generators, caches) stay
+    as they are.
 
     A variable that the target reaches by several names (tied weights) may be in the
     source under any or all of them; if under several, they must be bitwise equal.
 
     Args:
-        target: An NNX module, or a pair ``(module, variables)`` of a Linen module and
-            what its ``init`` returns. The values in it do not matter, and may be
-            abstract (``nnx.eval_shape``, ``jax.eval_shape``).
+        target: The model, whose values do not matter. In NNX: a function that makes
+            it (``lambda: Model(rngs=nnx.Rngs(0))``), of which no weight is made in
+            vain; a module, which may be abstract; or the pair ``(graphdef, state)``
+            of ``nnx.split``. In Linen: the pair ``(module, inputs)`` of a module and
+            an array or a tuple of arrays that it is called with, of which only the
+            shapes matter; or ``(module, variables)``, with what its ``init`` returns
+            or ``jax.eval_shape`` says that it does; or a function that returns a pair.
         source: A torch module, or whatever else has a ``state_dict()``; a state dict
-            of torch tensors, NumPy or JAX arrays; or the path of a ``.safetensors``,
-            ``.pt`` or ``.pth`` file, of which nothing is ever unpickled.
+            of torch tensors, NumPy or JAX arrays; or the path of a file:
+            ``.safetensors``; ``.pt``, ``.pth`` or ``.bin``, of which nothing is ever
+            unpickled but tensors; or the ``.index.json`` that says which tensor lies
+            in which of several files beside it.
         rename: How names in the source become the names that ``to_torch(target)``
-            gives: a mapping from prefix to prefix, of which the longest that fits a
-            name is used (``{"module": ""}`` takes a prefix away, ``{"": "net"}`` adds
-            one); or a function from name to name.
+            gives. A mapping from prefix to prefix, of which the longest that fits a
+            name is used (``{"encoder": ""}`` takes a prefix away, ``{"": "net"}``
+            adds one), and from compiled patterns to what ``re.sub`` puts in their
+            place, in order, after the prefixes; or a function from name to name.
+            Without it, a ``module.`` or ``_orig_mod.`` that every name of the source
+            starts with, and none of the target, is taken off.
         ignore: Patterns (``"head.*"``, as in ``fnmatch``) of the names, in the source,
             of tensors to leave out.
         flatten: What a layer is given flattened, where torch has channels first and
@@ -66,48 +102,62 @@ def from_torch(
             whose last axis it then is (``"bn.running_mean"``). Without it such a
             weight has the right shape and its columns in the wrong order, which
             nothing but the outputs can tell.
+        stacked: The paths of modules whose variables have a leading axis of layers,
+            as ``nnx.vmap`` and ``nn.scan`` make them. In torch's names the number of
+            a layer follows: ``stacked="blocks"`` fills ``blocks.fc.kernel`` from
+            ``blocks.0.fc.weight``, ``blocks.1.fc.weight`` and so on.
+        key: Under which key of a checkpoint the state dict lies; ``""`` if it is the
+            whole. By default it is the one that holds tensors, if there is but one.
+        dtype: The dtype to which floats are cast on the way, whatever the target's;
+            integers are left alone.
+        finite: Whether a NaN or an infinity in the source is an error.
 
     Returns:
-        A new target of the same type; the one given is not changed. Arrays are
-        copies, placed where the target's were.
+        A new target: an NNX module, ``(graphdef, state)`` or ``(module, variables)``;
+        the one given is not changed. Arrays are copies, placed where the target's
+        were.
 
     Raises:
         ConversionError: If anything is left over, missing or does not agree: one
-            error for all such problems, each with the nearest candidates.
+            error for all such problems, each with the nearest candidates, and with a
+            ``rename`` to paste if there is one that helps.
         TypeError: If ``target``, ``source`` or ``flatten`` is of another type.
         FileNotFoundError: If the source is a path where there is no file.
-        ValueError: If the source is a file with another suffix, or a damaged one.
-        ImportError: If torch or safetensors is needed to read the file, and missing.
+        ValueError: If the source is a file with another suffix, or a damaged one, or
+            a checkpoint in which it is not clear where the state dict is.
+        ImportError: If torch is needed to read the file, and missing.
 
     Example:
         >>> import numpy as np
+        >>> from flax import nnx
         >>> state_dict = {"weight": np.ones((1, 3), "f"), "bias": np.zeros(1, "f")}
-        >>> layer = from_torch(nnx.Linear(3, 1, rngs=nnx.Rngs(0)), state_dict)
+        >>> layer = from_torch(lambda: nnx.Linear(3, 1, rngs=nnx.Rngs(0)), state_dict)
         >>> layer.kernel.shape, layer(np.array([1.0, 2.0, 3.0], "f"))
         ((3, 1), Array([6.], dtype=float32))
-        >>> from_torch(layer, {"fc.weight": state_dict["weight"]})
+        >>> from_torch(layer, {"weight": state_dict["weight"]})
         Traceback (most recent call last):
         ...
-        jaxclip.convert.ConversionError: nothing was converted; 3 problems:
-          - 'kernel' (3, 1) is not filled: the source has no 'weight' (1, 3).
-            Nearest: 'fc.weight' (1, 3).
+        jaxclip.convert.ConversionError: nothing was converted; 1 problem:
           - 'bias' (1,) is not filled: the source has no 'bias' (1,).
-          - 'fc.weight' (1, 3) is not used. Nearest: 'weight' (1, 3).
     """
-    model = _read_target(target)
-    tensors, problems = _read_tensors(source, rename, ignore)
-    entries, unlinked = plan(model)
-    entries, misnamed = flattened(entries, flatten)
-    values, misfits = fill(entries, tensors, remedies(model))
-    problems = [*problems, *unlinked, *misnamed, *misfits]
-    if problems:
-        raise ConversionError(problems)
-    filled = model.filled(values)
-    return cast(T, (target[0], filled) if isinstance(target, tuple) else filled)
+    job = plan_conversion(
+        target,
+        source,
+        rename=rename,
+        ignore=ignore,
+        flatten=flatten,
+        stacked=stacked,
+        key=key,
+        dtype=dtype,
+    )
+    return job.filled(job.read(finite=finite))
 
 
 def to_torch(
-    target: object, *, flatten: Flatten | None = None
+    target: object,
+    *,
+    flatten: Flatten | None = None,
+    stacked: Iterable[str] = (),
 ) -> "dict[str, torch.Tensor]":
     """Turn a Flax model's weights into a torch state dict.
 
@@ -117,9 +167,12 @@ def to_torch(
     it under each of them, as torch has it.
 
     Args:
-        target: An NNX module, or a pair ``(module, variables)`` of a Linen module and
-            what its ``init`` returns.
+        target: An NNX module, the pair ``(graphdef, state)`` of ``nnx.split``, or a
+            pair ``(module, variables)`` of a Linen module and what its ``init``
+            returns.
         flatten: As ``from_torch`` takes it.
+        stacked: The paths of modules whose variables have a leading axis of layers,
+            each of which has tensors of its own in torch.
 
     Returns:
         The tensors by name: copies, on the CPU, in the dtypes of the target.
@@ -131,51 +184,80 @@ def to_torch(
         ImportError: If torch is missing.
 
     Example:
+        >>> from flax import nnx
         >>> layer = nnx.Linear(3, 1, rngs=nnx.Rngs(0))
         >>> {name: tuple(tensor.shape) for name, tensor in to_torch(layer).items()}
         {'weight': (1, 3), 'bias': (1,)}
     """
     need("torch", extra="torch", reason="to_torch")
-    entries, unlinked = plan(_read_target(target))
+    model = read_target(target)
+    entries = _planned(model, flatten, stacked)
+    values = {path: leaf.value for path, leaf in model.leaves.items()}
+    return state_dict(tuple(entries), values)
+
+
+def mapping(
+    target: Any,
+    source: object = None,
+    *,
+    rename: Rename | None = None,
+    ignore: Iterable[str] = (),
+    flatten: Flatten | None = None,
+    stacked: Iterable[str] = (),
+    key: str | None = None,
+) -> WeightMap:
+    """Return the map between torch's names and a Flax model's variables.
+
+    ``from_torch`` makes one and applies it to weights. By itself it serves whatever
+    is shaped as the weights are, in both directions, and can be printed and saved.
+
+    Args:
+        target: As ``from_torch`` takes it.
+        source: As ``from_torch`` takes it. The map then has the source's names, and
+            is checked against its shapes; dtypes may differ. Without a source it has
+            those that ``to_torch(target)`` gives.
+        rename: As ``from_torch`` takes it.
+        ignore: As ``from_torch`` takes it.
+        flatten: As ``from_torch`` takes it.
+        stacked: As ``from_torch`` takes it.
+        key: As ``from_torch`` takes it.
+
+    Returns:
+        The map.
+
+    Raises:
+        ConversionError: As ``from_torch`` raises it.
+
+    Example:
+        >>> from flax import nnx
+        >>> print(mapping(lambda: nnx.Linear(3, 2, rngs=nnx.Rngs(0))))
+        torch   shape   layout     Flax    shape   dtype
+        ------  ------  ---------  ------  ------  -------
+        weight  (2, 3)  transpose  kernel  (3, 2)  float32
+        bias    (2,)    same       bias    (2,)    float32
+    """
+    if source is None:
+        if rename is not None or key is not None or tuple(ignore):
+            raise TypeError("rename, ignore and key are for a source; there is none.")
+        return weight_map(_planned(read_target(target), flatten, stacked), {}, ())
+    return plan_conversion(
+        target,
+        source,
+        rename=rename,
+        ignore=ignore,
+        flatten=flatten,
+        stacked=stacked,
+        key=key,
+        dtypes=Dtypes(checked=False),
+    ).mapping
+
+
+def _planned(
+    model: Target, flatten: Flatten | None, stacked: Iterable[str]
+) -> list[Entry]:
+    """Link every weight of a model, whatever the source."""
+    entries, unlinked = plan(model, paths(stacked))
     entries, misnamed = flattened(entries, flatten)
-    problems = [*unlinked, *misnamed]
-    state_dict: dict[str, torch.Tensor] = {}
-    for entry in entries:
-        try:
-            values = [to_numpy(leaf.value) for leaf in entry.leaves]
-        except TypeError as error:
-            problems.append(f"{entry} {error}")
-            continue
-        arrays = entry.to_torch(*values)
-        try:
-            state_dict |= zip(entry.names, map(to_tensor, arrays), strict=True)
-        except TypeError as error:
-            problems.append(f"{entry} {error}")
-    if problems:
-        raise ConversionError(problems)
-    return state_dict
-
-
-def _read_target(target: object) -> Target:
-    match target:
-        case nnx.Module():
-            return nnx_target(target)
-        case tuple((nn.Module() as module, Mapping() as variables)):
-            return linen_target(module, variables)
-        case nn.Module():
-            given = "a Linen module without its variables"
-        case _:
-            given = f"a {type(target).__module__}.{type(target).__qualname__}"
-    raise TypeError(
-        f"target is {given}; it must be an NNX module, or a pair (module, variables) "
-        "of a Linen module and what its init returns."
-    )
-
-
-def _read_tensors(
-    source: object, rename: Rename | None, ignore: Iterable[str]
-) -> tuple[dict[str, Tensor], list[str]]:
-    """Return the tensors of a source by the names that the target has for them."""
-    read = read_source(source)
-    names, problems = target_names(read, rename, ignore)
-    return {new: Tensor(old, read[old]) for new, old in names.items()}, problems
+    if unlinked or misnamed:
+        raise ConversionError([*unlinked, *misnamed])
+    return entries

@@ -11,9 +11,11 @@ class ConversionError(ValueError):
 
     Args:
         problems: One sentence or two for each problem.
+        hint: What to try, if there is something.
 
     Attributes:
         problems: As given.
+        hint: As given.
 
     Example:
         >>> print(ConversionError(["'a' is missing.", "'b' is not used."]))
@@ -25,16 +27,18 @@ class ConversionError(ValueError):
     # Where users import it from, which is what tracebacks should show.
     __module__ = "jaxclip.convert"
 
-    def __init__(self, problems: Iterable[str]) -> None:
-        """Keep the problems."""
+    def __init__(self, problems: Iterable[str], hint: str = "") -> None:
+        """Keep the problems and the hint."""
         self.problems = tuple(problems)
-        super().__init__(self.problems)
+        self.hint = hint
+        super().__init__(self.problems, hint)
 
     def __str__(self) -> str:
         """List the problems, one to a line."""
         count = len(self.problems)
         head = f"nothing was converted; {count} problem{'s' if count > 1 else ''}:"
-        return "\n".join([head, *(f"  - {problem}" for problem in self.problems)])
+        listed = (f"  - {problem}" for problem in self.problems)
+        return "\n".join([head, *listed, *([self.hint] if self.hint else [])])
 
 
 def nearest(name: str, shapes: Iterable[Shape], candidates: Mapping[str, Shape]) -> str:

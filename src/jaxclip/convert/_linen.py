@@ -4,12 +4,11 @@ from collections.abc import Iterator, Mapping
 from typing import Any
 
 import jax
-import numpy as np
 from flax import linen as nn
 from flax.core import FrozenDict, freeze
+from flax.errors import ScopeParamShapeError
 from flax.traverse_util import empty_node, flatten_dict, unflatten_dict
 
-from jaxclip.convert._arrays import to_jax
 from jaxclip.convert._tree import Leaf, Node, Path, Target, parts
 
 _NOT_WEIGHTS = ("cache", "intermediates", "perturbations")
@@ -26,24 +25,33 @@ def linen_target(module: nn.Module, variables: Mapping[str, Any]) -> Target:
         )
     flat = flatten_dict(variables, keep_empty_nodes=True)  # type: ignore[no-untyped-call]
     leaves = {
-        path: Leaf(path, value.unbox() if _boxed(value) else value)
+        path: Leaf(
+            path,
+            value.unbox() if _boxed(value) else value,
+            trained=path[0] == "params",
+        )
         for path, value in flat.items()
         if path[0] not in _NOT_WEIGHTS and value is not None and value is not empty_node
     }
 
-    def filled(values: Mapping[Path, np.ndarray]) -> Mapping[str, Any]:
+    def filled(values: Mapping[Path, jax.Array]) -> Mapping[str, Any]:
         fresh = dict(flat)
-        for path, leaf in leaves.items():
-            array = to_jax(values[path], like=leaf.value)
-            box = flat[path]
+        for path in leaves:
+            array, box = values[path], flat[path]
             fresh[path] = box.replace_boxed(array) if _boxed(box) else array
         nested: dict[str, Any] = unflatten_dict(fresh)  # type: ignore[no-untyped-call]
         return freeze(nested) if isinstance(variables, FrozenDict) else nested
 
-    root = module.bind(variables)
     # setup() names the dtypes of parameters, float64 perhaps.
     with jax.enable_x64(True):
-        scopes = {inner.path for inner in _modules(root, frozenset())}
+        root = module.bind(variables)
+        try:
+            scopes = {inner.path for inner in _modules(root, frozenset())}
+        except ScopeParamShapeError:
+            # nn.scan and nn.vmap give parameters an axis that setup() knows nothing
+            # of, so it is not shown any.
+            root = module.bind(jax.tree.map(lambda _: None, variables))
+            scopes = {inner.path for inner in _modules(root, frozenset())}
     owned: dict[Path, dict[str, Leaf]] = {scope: {} for scope in scopes}
     for path, leaf in leaves.items():
         # The owner is the innermost module that can be seen.

@@ -2,10 +2,9 @@
 
 from collections.abc import Iterator, Mapping
 
-import numpy as np
+import jax
 from flax import nnx
 
-from jaxclip.convert._arrays import to_jax
 from jaxclip.convert._tree import Leaf, Node, Path, Target, parts
 
 _NOT_WEIGHTS = (nnx.RngState, nnx.Cache, nnx.Intermediate, nnx.Perturbation)
@@ -15,25 +14,32 @@ _NOT_WEIGHTS = (nnx.RngState, nnx.Cache, nnx.Intermediate, nnx.Perturbation)
 def nnx_target(module: nnx.Module) -> Target:
     """Read an NNX module."""
     variables = dict(_weights(module))
-    leaves = {id(v): Leaf(path, v.get_value()) for path, v in variables.items()}
+    leaves = {
+        id(v): Leaf(path, v.get_value(), trained=isinstance(v, nnx.Param))
+        for path, v in variables.items()
+    }
 
-    def filled(values: Mapping[Path, np.ndarray]) -> nnx.Module:
+    def filled(values: Mapping[Path, jax.Array]) -> nnx.Module:
         copy = nnx.clone(module)
         for path, variable in _weights(copy):
-            variable.set_value(to_jax(values[path], like=variable.get_value()))
+            variable.set_value(values[path])
         return copy
 
     root = _node(module, leaves, frozenset())
     return Target(root, {leaf.path: leaf for leaf in leaves.values()}, filled)
 
 
+def is_weight(value: object) -> bool:
+    """Say whether a part of a module holds what torch's state dict holds."""
+    return isinstance(value, nnx.Variable) and not isinstance(value, _NOT_WEIGHTS)
+
+
 def _weights(module: nnx.Module) -> Iterator[tuple[Path, nnx.Variable[object]]]:
     """Yield each variable that holds a weight once, with the path that Flax gives."""
     for path, value in nnx.iter_graph(module):
-        if isinstance(value, nnx.Variable) and not isinstance(value, _NOT_WEIGHTS):
-            # nnx.Param(None) stands for a parameter that is left out.
-            if value.get_value() is not None:
-                yield tuple(map(str, path)), value
+        # nnx.Param(None) stands for a parameter that is left out.
+        if is_weight(value) and value.get_value() is not None:
+            yield tuple(map(str, path)), value
 
 
 def _node(

@@ -1,14 +1,16 @@
 """Which torch tensors go to which Flax variables, for a whole model."""
 
 from collections.abc import Collection, Iterator, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import cached_property
 
+import jax
 import numpy as np
 
 from jaxclip.convert._errors import ConversionError
 from jaxclip.convert._rules.links import Arrays, Link, Rule, same
 from jaxclip.convert._rules.registry import find_rule, is_flax, no_rule
+from jaxclip.convert._stacked import layer_count, one_layer, stack
 from jaxclip.convert._tree import Leaf, Node, Target
 
 
@@ -27,23 +29,29 @@ class Entry:
     leaves: tuple[Leaf, ...]
 
     @cached_property
-    def expected(self) -> dict[str, np.ndarray]:
-        """An array of the right shape and dtype, and of no values, for each tensor."""
+    def expected(self) -> dict[str, jax.ShapeDtypeStruct]:
+        """The shape and the dtype of each tensor."""
         empty = (
             np.broadcast_to(np.zeros((), leaf.value.dtype), leaf.value.shape)
             for leaf in self.leaves
         )
-        return dict(zip(self.names, self.to_torch(*empty), strict=True))
+        tensors = self.to_torch(*empty)
+        shapes = (jax.ShapeDtypeStruct(t.shape, t.dtype) for t in tensors)
+        return dict(zip(self.names, shapes, strict=True))
 
     def to_flax(self, *tensors: np.ndarray) -> Arrays:
         """Make the variables' values from the tensors'."""
         values = self.link.to_flax(*tensors)
         self._check_rule("to_flax", values, len(self.leaves))
+        given = {tensor.dtype for tensor in tensors}
         for leaf, value in zip(self.leaves, values, strict=True):
-            if (value.shape, value.dtype) != (leaf.value.shape, leaf.value.dtype):
+            needed = leaf.value
+            # Other tensors than weights may have another dtype, which is kept.
+            right = value.dtype in given | {needed.dtype}
+            if value.shape != needed.shape or not right:
                 raise TypeError(
                     f"to_flax of the link for {self} made {value.dtype} {value.shape} "
-                    f"for {leaf}, which is {leaf.value.dtype} {leaf.value.shape}."
+                    f"for {leaf}, which is {needed.dtype} {needed.shape}."
                 )
         return values
 
@@ -66,8 +74,14 @@ class Entry:
         return ", ".join(f"{leaf} {leaf.value.shape}" for leaf in self.leaves)
 
 
-def plan(target: Target) -> tuple[list[Entry], list[str]]:
+def plan(
+    target: Target, stacked: Collection[str] = ()
+) -> tuple[list[Entry], list[str]]:
     """Link every weight of a model.
+
+    Args:
+        target: The model.
+        stacked: The paths of modules that hold several layers as one.
 
     Returns:
         The entries, of which several are for the same variables where those are
@@ -82,7 +96,13 @@ def plan(target: Target) -> tuple[list[Entry], list[str]]:
         problems.append("target has no parameter to fill.")
     if problems:
         return [], problems
-    entries = list(_entries(target.root, "", problems))
+    remaining = set(stacked)
+    entries = list(_entries(target.root, "", "", remaining, problems))
+    problems += [
+        f"stacked has {path!r}, which is no module in the target that holds variables."
+        for path in stacked
+        if path in remaining
+    ]
     seen = {leaf.path for leaf in target.root.beneath().values()}
     problems += [
         f"{leaf} lies where no module is seen to hold it; keep modules and variables "
@@ -118,9 +138,24 @@ def _clashes(entries: list[Entry]) -> Iterator[str]:
                 yield f"{other} and {entry} would both be {name!r} in torch."
 
 
-def _entries(node: Node, prefix: str, problems: list[str]) -> Iterator[Entry]:
+def _entries(
+    node: Node, prefix: str, path: str, stacked: set[str], problems: list[str]
+) -> Iterator[Entry]:
+    """Link what is in a module.
+
+    Args:
+        node: The module.
+        prefix: What its names start with in torch.
+        path: The same without the numbers of stacked layers.
+        stacked: The paths of modules to take for several; each is removed when met.
+        problems: Where problems are added.
+    """
     leaves = node.beneath()
     if not leaves:
+        return
+    if path in stacked:
+        stacked.remove(path)
+        yield from _stacked_entries(node, prefix, path, stacked, problems)
         return
     rule = find_rule(type(node.module))
     if rule is None:
@@ -138,16 +173,48 @@ def _entries(node: Node, prefix: str, problems: list[str]) -> Iterator[Entry]:
         if absent:
             problems.append(f"{_kind(node)} at {prefix!r} has no {absent[0]!r}.")
             continue
-        yield Entry(
+        entry = Entry(
             link,
             names=tuple(_join(prefix, name) for name in link.torch),
             leaves=tuple(leaves[name] for name in link.flax),
         )
+        try:
+            _ = entry.expected
+        except ValueError as error:
+            problems.append(
+                f"{entry} has no shape of a {_kind(node)}'s ({error}). If the first "
+                "axis is one of layers, name the module that has them in stacked=."
+            )
+            continue
+        yield entry
     for name, child in node.children.items():
         # A rule may speak for all that is in a module, submodules included.
         if not any(inner.startswith(f"{name}.") for inner in linked):
-            inside = _join(prefix, _visible(name, rule.hidden))
-            yield from _entries(child, inside, problems)
+            seen = _visible(name, rule.hidden)
+            inside = _join(prefix, seen), _join(path, seen)
+            yield from _entries(child, *inside, stacked, problems)
+
+
+def _stacked_entries(
+    node: Node, prefix: str, path: str, stacked: set[str], problems: list[str]
+) -> Iterator[Entry]:
+    leaves = node.beneath()
+    layers = layer_count(node)
+    if layers is None:
+        shapes = (f"{leaf} {leaf.value.shape}" for leaf in leaves.values())
+        problems.append(
+            f"stacked has {path!r}, whose variables differ in the length of their "
+            f"first axis, that of layers: {', '.join(shapes)}."
+        )
+        return
+    whole = {leaf.path: leaf for leaf in leaves.values()}
+    for entry in _entries(one_layer(node), "", path, stacked, problems):
+        link = stack(replace(entry.link, torch=entry.names), layers)
+        yield Entry(
+            link,
+            names=tuple(_join(prefix, name) for name in link.torch),
+            leaves=tuple(whole[leaf.path] for leaf in entry.leaves),
+        )
 
 
 def _links(node: Node, rule: Rule) -> list[Link]:

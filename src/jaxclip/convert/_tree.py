@@ -1,10 +1,10 @@
 """A Flax model as the conversion sees it, whichever of Flax's two APIs made it."""
 
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
-import numpy as np
+import jax
 
 Path = tuple[str, ...]
 """Where a variable lies, from the outermost name to the innermost."""
@@ -12,10 +12,17 @@ Path = tuple[str, ...]
 
 @dataclass(frozen=True)
 class Leaf:
-    """One variable that holds a weight: where it lies and what it holds."""
+    """One variable that holds a weight.
+
+    Attributes:
+        path: Where it lies.
+        value: What it holds: an array, or the shape and dtype of one.
+        trained: Whether it is a parameter, which torch's ``parameters()`` would give.
+    """
 
     path: Path
     value: Any = field(compare=False)
+    trained: bool = field(default=False, compare=False)
 
     def __str__(self) -> str:
         """Show the path as users write it."""
@@ -65,7 +72,7 @@ class Target:
 
     root: Node
     leaves: Mapping[Path, Leaf]
-    filled: Callable[[Mapping[Path, np.ndarray]], Any]
+    filled: Callable[[Mapping[Path, jax.Array]], Any]
 
 
 def parts(
@@ -84,3 +91,22 @@ def parts(
     elif isinstance(value, list | tuple):
         for index, item in enumerate(value):
             yield from parts(item, kinds, f"{name}.{index}")
+
+
+def tree_path(keys: Sequence[Any]) -> Path:
+    """Return the path of a leaf from the keys that JAX gives for it."""
+    # A variable or a box around an array is no part of the path.
+    if keys and isinstance(keys[-1], jax.tree_util.GetAttrKey):
+        keys = keys[:-1]
+    return tuple(jax.tree_util.keystr((key,), simple=True) for key in keys)
+
+
+def nested(values: Mapping[Path, Any]) -> dict[str, Any]:
+    """Put values where their paths say, in nested dicts."""
+    tree: dict[str, Any] = {}
+    for path, value in values.items():
+        inner = tree
+        for name in path[:-1]:
+            inner = inner.setdefault(name, {})
+        inner[path[-1]] = value
+    return tree

@@ -6,7 +6,7 @@ from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
-from jaxclip.demo._files import write_whole
+from jaxclip._files import write_whole
 from jaxclip.demo._history import History
 from jaxclip.demo._notebook_net import NetComparison, max_ulps
 from jaxclip.demo._settings import Settings

@@ -9,8 +9,8 @@ from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 from matplotlib.ticker import FormatStrFormatter, LogLocator, NullFormatter
 
+from jaxclip._files import write_whole
 from jaxclip.demo._agreement import distance, relative_difference
-from jaxclip.demo._files import write_whole
 from jaxclip.demo._history import Array, Weights
 from jaxclip.demo._settings import Settings
 from jaxclip.demo._trainings import Trainings

@@ -167,6 +167,9 @@ def find_rule(module_type: type) -> Rule | None:
 
 def is_flax(module_type: type) -> bool:
     """Say whether a type comes with Flax."""
+    # nn.scan, nn.remat and the like derive classes from users' own in there.
+    if module_type.__module__ == "flax.linen.transforms":
+        return False
     return module_type.__module__.partition(".")[0] == "flax"
 
 

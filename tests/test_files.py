@@ -1,6 +1,6 @@
 import pytest
 
-from jaxclip.demo._files import write_whole
+from jaxclip._files import write_whole
 
 
 def test_a_file_is_replaced(tmp_path):

@@ -1,14 +1,14 @@
-"""Taking each variable's values out of the source, and saying what does not fit."""
+"""Whether the tensors of a source are those that a model's variables need."""
 
 from collections.abc import Iterable, Mapping
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
+import jax.numpy as jnp
 import numpy as np
 
 from jaxclip._arrays import to_numpy
 from jaxclip.convert._errors import Shape, nearest
 from jaxclip.convert._plan import Entry
-from jaxclip.convert._tree import Path
 
 _HINTS = 20
 """How many names get a hint: the search for one goes through all the others."""
@@ -26,52 +26,83 @@ class Tensor(NamedTuple):
         return tuple(getattr(self.value, "shape", ()))
 
 
-class _MisfitError(Exception):
-    """A tensor is not what a variable needs; the message says why."""
+class Dtypes(NamedTuple):
+    """Which dtypes a tensor may have.
+
+    Attributes:
+        checked: Whether it must be that of the variable.
+        cast: Whether any float is as good as another, because it is cast.
+    """
+
+    checked: bool = True
+    cast: bool = False
+
+    def agree(self, given: np.dtype[Any], needed: np.dtype[Any]) -> bool:
+        """Say whether a dtype will do."""
+        if not self.checked or given == needed:
+            return True
+        return self.cast and is_float(given) and is_float(needed)
 
 
-def fill(
+class Match(NamedTuple):
+    """What fits, and what does not.
+
+    Attributes:
+        entries: Those of which the source has the tensors.
+        missing: The shapes of the tensors that it lacks.
+        unused: The shapes of its tensors that no entry uses.
+        problems: All that is wrong, in words.
+    """
+
+    entries: list[Entry]
+    missing: dict[str, Shape]
+    unused: dict[str, Shape]
+    problems: list[str]
+
+
+def match(
     entries: Iterable[Entry],
     tensors: Mapping[str, Tensor],
-    remedies: Mapping[str, str],
-) -> tuple[dict[Path, np.ndarray], list[str]]:
-    """Find the values for a model's variables.
+    dtypes: Dtypes,
+    remedies: Mapping[str, str] | None = None,
+) -> Match:
+    """Compare names, shapes and dtypes; no values are read.
 
     Args:
         entries: The links between torch's names and the model's variables.
         tensors: The tensors of the source, by the names that ``entries`` use.
+        dtypes: Which dtypes they may have.
         remedies: What to do about a tensor that does not fit, by those names.
-
-    Returns:
-        The value for each variable, in Flax's layout, and the problems.
     """
-    entries = list(entries)
+    entries, remedies = list(entries), remedies or {}
     known = {name for entry in entries for name in entry.names}
     unused = {name: t.shape for name, t in tensors.items() if name not in known}
     entries = _without_spare_aliases(entries, tensors)
 
-    filled: dict[Path, tuple[Entry, np.ndarray]] = {}
     missing: dict[str, Entry] = {}
     problems: list[str] = []
     for entry in entries:
-        arrays = []
         for name in entry.names:
             if name not in tensors:
                 missing[name] = entry
-                continue
-            try:
-                arrays.append(_checked(name, entry, tensors, remedies))
-            except _MisfitError as misfit:
-                problems.append(str(misfit))
-        if len(arrays) == len(entry.names):
-            problems += _store(entry, arrays, filled)
+            elif misfit := _misfit(name, entry, tensors, dtypes, remedies):
+                problems.append(misfit)
     wanted = {name: entry.expected[name].shape for name, entry in missing.items()}
-    values = {path: value for path, (_, value) in filled.items()}
-    return values, [
-        *_describe_missing(missing, unused),
-        *_describe_unused(unused, wanted, tensors, remedies),
-        *problems,
-    ]
+    return Match(
+        entries,
+        wanted,
+        unused,
+        [
+            *_describe_missing(missing, unused),
+            *_describe_unused(unused, wanted, tensors, remedies),
+            *problems,
+        ],
+    )
+
+
+def is_float(dtype: np.dtype[Any]) -> bool:
+    """Say whether a dtype is a real floating one, those of ml_dtypes among them."""
+    return bool(jnp.issubdtype(dtype, jnp.floating))
 
 
 def _without_spare_aliases(
@@ -96,51 +127,38 @@ def _without_spare_aliases(
     ]
 
 
-def _checked(
+def _misfit(
     name: str,
     entry: Entry,
     tensors: Mapping[str, Tensor],
+    dtypes: Dtypes,
     remedies: Mapping[str, str],
-) -> np.ndarray:
-    """Return a tensor's values if shape and dtype are as they must be."""
+) -> str | None:
+    """Say what is wrong with a tensor, if anything is."""
     label, expected = _label(name, tensors), entry.expected[name]
     try:
         array = to_numpy(tensors[name].value)
     except TypeError as error:
-        raise _MisfitError(f"{label} {error}") from None
+        return f"{label} {error}"
     if array.shape != expected.shape:
         alike = {n: t.shape for n, t in tensors.items() if t.shape == expected.shape}
         hint = nearest(name, [expected.shape], alike) + _remedy(name, remedies)
-        raise _MisfitError(
+        return (
             f"{label} has shape {array.shape}; {entry} needs {expected.shape} in "
             f"torch's layout.{hint}"
         )
-    if array.dtype != expected.dtype:
-        x64 = ", under jax.enable_x64(True)" if array.dtype.itemsize == 8 else ""
-        raise _MisfitError(
-            f"{label} is {array.dtype}; {entry} needs {expected.dtype}. Nothing is "
-            f"cast on the way: cast the source to {expected.dtype} first, or build "
-            f"the target with {array.dtype} parameters{x64}."
-        )
-    return array
+    if not dtypes.agree(array.dtype, expected.dtype):
+        hint = _cast_hint(array.dtype, expected.dtype)
+        return f"{label} is {array.dtype}; {entry} needs {expected.dtype}. {hint}"
+    return None
 
 
-def _store(
-    entry: Entry,
-    arrays: list[np.ndarray],
-    filled: dict[Path, tuple[Entry, np.ndarray]],
-) -> list[str]:
-    """Keep the values of an entry, unless tied weights turn out not to be tied."""
-    problems = []
-    for leaf, value in zip(entry.leaves, entry.to_flax(*arrays), strict=True):
-        other, kept = filled.setdefault(leaf.path, (entry, value))
-        if other is not entry and kept.tobytes() != value.tobytes():
-            problems.append(
-                f"{leaf} is one variable with several names, and the source has other "
-                f"values under {', '.join(map(repr, entry.names))} than under "
-                f"{', '.join(map(repr, other.names))}."
-            )
-    return problems
+def _cast_hint(given: np.dtype[Any], needed: np.dtype[Any]) -> str:
+    x64 = ", under jax.enable_x64(True)" if given.itemsize == 8 else ""
+    build = f"build the target with {given} parameters{x64}"
+    if is_float(given) and is_float(needed):
+        return f"Nothing is cast unless dtype={str(needed)!r} says so; or {build}."
+    return f"Only floats are cast, to floats: cast the source first, or {build}."
 
 
 def _describe_missing(
@@ -167,8 +185,8 @@ def _describe_unused(
         label, value = _label(name, tensors), tensors[name].value
         if isinstance(value, Mapping):
             problems.append(
-                f"{label} is a mapping, not a tensor; if it is the state dict, pass it "
-                "alone."
+                f"{label} is a mapping, not a tensor; if it is the state dict, say so "
+                f"with key={tensors[name].name!r}."
             )
         else:
             hint = _remedy(name, remedies)

@@ -1,0 +1,197 @@
+"""`jaxclip convert`: a torch checkpoint as Flax variables, in a safetensors file."""
+
+import argparse
+import importlib
+import os
+import re
+import sys
+from collections.abc import Mapping
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from jaxclip._commands._arguments import CommandError, need
+
+if TYPE_CHECKING:
+    from jaxclip.convert._names import Rename
+
+
+def add(commands: "argparse._SubParsersAction[argparse.ArgumentParser]") -> None:
+    """Add the subcommand."""
+    parser = commands.add_parser(
+        "convert",
+        help="turn a torch checkpoint into Flax variables",
+        description=(
+            "Read a torch checkpoint (.safetensors, .pt, .pth, .bin, or the "
+            ".index.json of several) and write the variables of a Flax model, laid out "
+            "as Flax wants them, to a safetensors file under their dotted Flax paths. "
+            "The model is named as MODULE:NAME, where NAME is a function that makes an "
+            "NNX module, or that returns the pair (module, inputs) of a Linen module "
+            "and what it is called with."
+        ),
+        epilog=(
+            "exit status: 0 if every tensor and every variable was used once, 2 if not "
+            "or if the command could not run; OUT is not written then"
+        ),
+    )
+    option = parser.add_argument
+    option("checkpoint", type=Path, metavar="CHECKPOINT", help="the torch weights")
+    option("model", metavar="MODULE:NAME", help="what makes the Flax model")
+    option(
+        *("-o", "--out"),
+        type=Path,
+        required=True,
+        metavar="OUT",
+        help="the .safetensors file to write",
+    )
+    option(
+        "--mapping",
+        type=Path,
+        metavar="FILE",
+        help="also write the map between the names, as JSON",
+    )
+    option(
+        "--rename",
+        action="append",
+        default=[],
+        metavar="OLD=NEW",
+        help="replace a prefix of the checkpoint's names, or, where OLD is "
+        "re:PATTERN, whatever a regular expression matches; may be repeated",
+    )
+    option(
+        "--ignore",
+        action="append",
+        default=[],
+        metavar="PATTERN",
+        help="leave out the tensors with such names; may be repeated",
+    )
+    option(
+        "--flatten",
+        action="append",
+        default=[],
+        metavar="NAME=C,H,W",
+        help="the shape, channels first, that is flattened before a layer in torch; "
+        "may be repeated",
+    )
+    option(
+        "--stacked",
+        action="append",
+        default=[],
+        metavar="PATH",
+        help="a module that holds several layers as one; may be repeated",
+    )
+    option("--key", metavar="KEY", help="where in the checkpoint the state dict lies")
+    option("--dtype", metavar="DTYPE", help="cast floats to this dtype")
+    option("--finite", action="store_true", help="refuse NaN and infinities")
+    parser.set_defaults(run=_run)
+
+
+def _run(args: argparse.Namespace) -> int:
+    need("flax", "rich", command="convert")
+    from rich.filesize import decimal
+
+    from jaxclip._commands._progress import bytes_read
+    from jaxclip.convert._conversion import plan_conversion
+    from jaxclip.convert._safetensors import write_safetensors
+
+    if args.out.suffix != ".safetensors":
+        raise CommandError(f"--out {args.out} is not the name of a .safetensors file")
+    if args.out.exists() and args.out.samefile(args.checkpoint):
+        raise CommandError(f"--out {args.out} is the checkpoint itself")
+    target = _named(args.model)
+    try:
+        job = plan_conversion(
+            target,
+            args.checkpoint,
+            rename=_rename(args.rename),
+            ignore=args.ignore,
+            flatten=_flatten(args.flatten),
+            stacked=args.stacked,
+            key=args.key,
+            dtype=args.dtype,
+        )
+        with bytes_read(args.checkpoint.name, job.nbytes) as on_read:
+            arrays = job.read(finite=args.finite, on_read=on_read)
+        if args.mapping is not None:
+            job.mapping.save(args.mapping)
+        write_safetensors(args.out, _flat(arrays))
+    except (ValueError, TypeError, OSError, ImportError) as error:
+        raise CommandError(str(error)) from None
+    size = decimal(sum(array.nbytes for array in arrays.values()))
+    print(f"{args.out}: {len(arrays)} variables, {size}")
+    for note in job.mapping.notes:
+        print(f"Note: {note}.")
+    return 0
+
+
+def _flat(arrays: Mapping[tuple[str, ...], Any]) -> dict[str, Any]:
+    named = {".".join(path): array for path, array in arrays.items()}
+    if len(named) < len(arrays):
+        raise CommandError("two variables have the same dotted path")
+    return named
+
+
+def _rename(pairs: list[str]) -> "Rename | None":
+    rules: dict[str | re.Pattern[str], str] = {}
+    for pair in pairs:
+        old, equals, new = pair.partition("=")
+        if not equals:
+            raise CommandError(f"--rename {pair} is not of the form OLD=NEW")
+        pattern = old.removeprefix("re:")
+        try:
+            rules[old if pattern == old else re.compile(pattern)] = new
+        except re.error as error:
+            raise CommandError(f"--rename {pair}: {error}") from None
+    return rules or None
+
+
+def _flatten(pairs: list[str]) -> dict[str, tuple[int, ...]]:
+    shapes: dict[str, tuple[int, ...]] = {}
+    for pair in pairs:
+        name, equals, shape = pair.rpartition("=")
+        try:
+            shapes[name] = tuple(int(size) for size in shape.split(","))
+        except ValueError:
+            equals = ""
+        if not equals:
+            raise CommandError(f"--flatten {pair} is not of the form NAME=C,H,W")
+    return shapes
+
+
+def _named(name: str) -> Any:
+    """Import what a ``module:name`` stands for."""
+    from flax import nnx
+
+    module_name, colon, attribute = name.partition(":")
+    if not (module_name and colon and attribute):
+        raise CommandError(f"{name} is not of the form MODULE:NAME")
+    # As `python -m` does, so that a file beside the user is found.
+    if os.getcwd() not in sys.path:
+        sys.path.insert(0, os.getcwd())
+    try:
+        target: Any = importlib.import_module(module_name)
+    except ModuleNotFoundError as error:
+        if error.name and module_name.split(".")[0] == error.name.split(".")[0]:
+            raise CommandError(
+                f"there is no module {module_name!r}, neither here nor installed"
+            ) from None
+        raise CommandError(f"{module_name} cannot be imported: {error}") from None
+    except Exception as error:
+        kind = type(error).__name__
+        raise CommandError(
+            f"{module_name} cannot be imported: {kind}: {error}"
+        ) from None
+    for part in attribute.split("."):
+        if not hasattr(target, part):
+            raise CommandError(f"{module_name} has no {attribute!r}")
+        target = getattr(target, part)
+    if not callable(target) or isinstance(target, nnx.Module):
+        return target
+
+    def make() -> Any:
+        try:
+            return target()
+        except Exception as error:
+            kind = type(error).__name__
+            raise CommandError(f"{name} raised {kind}: {error}") from None
+
+    return make

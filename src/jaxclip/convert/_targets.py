@@ -1,0 +1,112 @@
+"""What weights go into: the forms in which users hold a Flax model."""
+
+from collections.abc import Mapping
+from dataclasses import replace
+from typing import Any
+
+import jax
+from flax import linen as nn
+from flax import nnx
+
+from jaxclip.convert._linen import linen_target
+from jaxclip.convert._nnx import is_weight, nnx_target
+from jaxclip.convert._tree import Path, Target, tree_path
+
+
+def read_target(target: object) -> Target:
+    """Read a model in any of its forms.
+
+    Raises:
+        TypeError: If it is none of them.
+    """
+    match target:
+        case nnx.Module():
+            return nnx_target(target)
+        case tuple((nnx.GraphDef() as graphdef, nnx.State() as state)):
+            return _split_target(graphdef, state)
+        case tuple((nn.Module() as module, Mapping() as variables)):
+            return _pair(module, variables)
+        case tuple((nn.Module() as module, inputs)) if _are_inputs(inputs):
+            inputs = inputs if isinstance(inputs, tuple) else (inputs,)
+            return _pair(module, _shapes_of_variables(module, inputs))
+        case nn.Module():
+            given = "a Linen module without its variables"
+        case nnx.State():
+            given = (
+                "an nnx.State, which does not say what modules its variables belong to"
+            )
+        case _ if _is_function(target):
+            return _made_target(target)
+        case _:
+            given = f"a {type(target).__module__}.{type(target).__qualname__}"
+    raise TypeError(
+        f"target is {given}; it must be an NNX module, a function that makes one, the "
+        "pair (graphdef, state) of nnx.split, or a pair (module, variables) or "
+        "(module, inputs) of a Linen module and what its init returns or takes."
+    )
+
+
+def _is_function(target: object) -> bool:
+    # A torch module can be called, too.
+    return callable(target) and not hasattr(target, "state_dict")
+
+
+def _are_inputs(inputs: object) -> bool:
+    parts = inputs if isinstance(inputs, tuple) else (inputs,)
+    leaves = jax.tree.leaves(parts)
+    return bool(leaves) and all(hasattr(leaf, "shape") for leaf in leaves)
+
+
+def _pair(module: nn.Module, variables: Mapping[str, Any]) -> Target:
+    inner = linen_target(module, variables)
+    return replace(inner, filled=lambda values: (module, inner.filled(values)))
+
+
+def _shapes_of_variables(
+    module: nn.Module, inputs: tuple[Any, ...]
+) -> Mapping[str, Any]:
+    variables: Mapping[str, Any] = jax.eval_shape(
+        module.init, jax.random.key(0), *inputs
+    )
+    return variables
+
+
+def _split_target(graphdef: Any, state: Any) -> Target:
+    inner = nnx_target(nnx.merge(graphdef, state))
+    return replace(inner, filled=lambda values: nnx.split(inner.filled(values)))
+
+
+def _made_target(make: Any) -> Target:
+    """Read the model that a function makes, whose weights are never made."""
+    split = jax.eval_shape(lambda: _split(make))
+    if split is None:
+        return read_target(make())
+    graphdef, weights, others = split
+    model = nnx.merge(graphdef, weights, others)
+    if any(isinstance(part, jax.core.Tracer) for _, part in nnx.iter_graph(model)):
+        # Flax takes an array outside a variable for a constant of the module.
+        return nnx_target(make())
+
+    def filled(values: Mapping[Path, jax.Array]) -> Any:
+        real = jax.tree_util.tree_map_with_path(
+            lambda path, _: values[tree_path(path)], weights
+        )
+        # What is no weight (random streams, masks) does have to be made. The compiler
+        # leaves out the weights, which are not returned.
+        made = jax.jit(lambda: _split(make)[2])() if jax.tree.leaves(others) else others
+        return nnx.merge(graphdef, real, made)
+
+    return replace(nnx_target(model), filled=filled)
+
+
+def _split(make: Any) -> Any:
+    """Split a new NNX module; a pair is left alone."""
+    model = make()
+    if isinstance(model, tuple):
+        return None
+    if not isinstance(model, nnx.Module):
+        raise TypeError(
+            f"target is a function that returns a {type(model).__qualname__}; it must "
+            "return an NNX module."
+        )
+    return nnx.split(model, lambda path, value: is_weight(value), ...)

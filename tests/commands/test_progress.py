@@ -1,0 +1,35 @@
+"""How far a command is, shown on a terminal alone, and only if it takes a while."""
+
+import io
+
+import pytest
+from rich.console import Console
+
+from jaxclip._commands import _progress
+
+
+def shown(monkeypatch, *, terminal, seconds):
+    """Return what is shown while half of 100 bytes, then all, take some seconds."""
+    out = io.StringIO()
+    monkeypatch.setattr(
+        _progress,
+        "Console",
+        lambda stderr: Console(file=out, force_terminal=terminal, width=80),
+    )
+    now = iter([0.0, seconds / 2, seconds])
+    monkeypatch.setattr(_progress, "monotonic", lambda: next(now))
+    with _progress.bytes_read("weights.pt", 100) as on_read:
+        on_read(50)
+        on_read(50)
+    return out.getvalue()
+
+
+def test_what_takes_longer_than_a_second_is_shown(monkeypatch):
+    text = shown(monkeypatch, terminal=True, seconds=4.0)
+    assert "weights.pt" in text
+    assert "100/100 bytes" in text
+
+
+@pytest.mark.parametrize(("terminal", "seconds"), [(True, 0.5), (False, 4.0)])
+def test_what_is_quick_or_on_no_terminal_is_not(monkeypatch, terminal, seconds):
+    assert shown(monkeypatch, terminal=terminal, seconds=seconds) == ""
