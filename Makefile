@@ -27,10 +27,10 @@ demo: $(READY) ## Train the same net in torch and in JAX, and compare
 	$(BIN)/jaxclip demo
 
 test: $(READY) ## Run the tests, but for the long ones
-	$(BIN)/python -m pytest -n 2 --dist loadgroup -m "not long"
+	$(BIN)/python -m pytest -n 2 -m "not long"
 
 test-all: $(READY) ## Run every test, the long ones too
-	$(BIN)/python -m pytest -n 2 --dist loadgroup
+	$(BIN)/python -m pytest -n 2
 
 lint: $(READY) ## Check style and types
 	$(BIN)/ruff check .
