@@ -11,6 +11,7 @@ from hypothesis import example, given, settings
 from hypothesis import strategies as st
 
 from jaxclip import global_norm
+from jaxclip._core.sums import unstack
 
 INF = math.inf
 MAX, TINY = (float(getattr(np.finfo(np.float32), name)) for name in ("max", "tiny"))
@@ -328,3 +329,14 @@ def test_the_derivative_for_elements_of_zero_is_zero():
 def test_where_several_elements_are_the_largest_they_share_the_derivative():
     gradient = jax.grad(lambda x: global_norm([x], INF))(np.float32([2.0, -2.0, 1.0]))
     np.testing.assert_array_equal(gradient, [0.5, -0.5, 0.0])
+
+
+@pytest.mark.parametrize("length", [0, 1, 2, 5, 16, 17, 300])
+def test_elements_taken_from_the_rows_of_a_square_are_those_of_the_array(length):
+    values = np.arange(length, dtype=np.float32) - 2
+    for array in (values, np.ones(length, np.float32)):
+        got = jax.jit(unstack)(array)
+        np.testing.assert_array_equal(np.array(got, np.float32), array)
+    batch = np.stack([values, np.ones(length, np.float32)])
+    for element, column in zip(jax.vmap(unstack)(batch), batch.T, strict=True):
+        np.testing.assert_array_equal(element, column)
