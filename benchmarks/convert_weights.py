@@ -28,7 +28,10 @@ from rich.table import Table
 
 from benchmarks.timing import hardware, ratio
 from jaxclip import convert
-from jaxclip.convert._safetensors import read_safetensors, write_safetensors
+from jaxclip.convert._sources.safetensors_files import (
+    read_safetensors,
+    write_safetensors,
+)
 
 ROUNDS = 7
 

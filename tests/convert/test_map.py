@@ -14,7 +14,7 @@ from hypothesis import strategies as st
 
 from jaxclip import models
 from jaxclip.convert import ConversionError, WeightMap, from_torch, mapping, to_torch
-from jaxclip.convert._pieces import View
+from jaxclip.convert._map.pieces import View
 from jaxclip.convert._rules.links import Link, Rule, same
 from jaxclip.convert._rules.registry import RULES
 from jaxclip.models import linen

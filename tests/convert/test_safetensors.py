@@ -16,7 +16,7 @@ from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
 from jaxclip.convert import from_torch, to_torch
-from jaxclip.convert._safetensors import read_safetensors
+from jaxclip.convert._sources.safetensors_files import read_safetensors
 
 DATA = np.arange(6, dtype="f").tobytes()
 

@@ -34,7 +34,7 @@ def add(commands: "argparse._SubParsersAction[argparse.ArgumentParser]") -> None
 
 def _run(args: argparse.Namespace) -> int:
     need("flax", *([] if args.json else ["rich"]), command="inspect")
-    from jaxclip.convert._sources import read_source
+    from jaxclip.convert._sources.source import read_source
 
     try:
         tensors, notes = read_source(args.file, args.key)

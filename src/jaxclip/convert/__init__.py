@@ -14,7 +14,7 @@ from jaxclip.convert._convert import from_torch as from_torch
 from jaxclip.convert._convert import mapping as mapping
 from jaxclip.convert._convert import to_torch as to_torch
 from jaxclip.convert._errors import ConversionError as ConversionError
-from jaxclip.convert._map import WeightMap as WeightMap
+from jaxclip.convert._map.weight_map import WeightMap as WeightMap
 from jaxclip.convert._rules.links import Link as Link
 from jaxclip.convert._rules.links import permuted as permuted
 from jaxclip.convert._rules.links import same as same

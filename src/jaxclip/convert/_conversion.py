@@ -12,14 +12,14 @@ from jaxclip.convert._arrays import to_jax
 from jaxclip.convert._errors import ConversionError
 from jaxclip.convert._flatten import Flatten, flattened
 from jaxclip.convert._hints import hint
-from jaxclip.convert._map import WeightMap
+from jaxclip.convert._map.weight_map import WeightMap
 from jaxclip.convert._match import Dtypes, Tensor, is_float, match
 from jaxclip.convert._names import Rename, target_names, without_wrapper
 from jaxclip.convert._plan import Entry, plan, remedies
 from jaxclip.convert._read import read
-from jaxclip.convert._sources import read_source
-from jaxclip.convert._targets import read_target
-from jaxclip.convert._tree import Leaf, Path
+from jaxclip.convert._sources.source import read_source
+from jaxclip.convert._targets.target import read_target
+from jaxclip.convert._targets.tree import Leaf, Path
 
 
 @dataclass(frozen=True)

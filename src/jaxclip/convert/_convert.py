@@ -9,13 +9,13 @@ from flax import nnx
 from jaxclip.convert._conversion import paths, plan_conversion, weight_map
 from jaxclip.convert._errors import ConversionError
 from jaxclip.convert._flatten import Flatten, flattened
-from jaxclip.convert._map import WeightMap, state_dict
+from jaxclip.convert._map.weight_map import WeightMap, state_dict
 from jaxclip.convert._match import Dtypes
 from jaxclip.convert._names import Rename
 from jaxclip.convert._optional import need
 from jaxclip.convert._plan import Entry, plan
-from jaxclip.convert._targets import read_target
-from jaxclip.convert._tree import Target
+from jaxclip.convert._targets.target import read_target
+from jaxclip.convert._targets.tree import Target
 
 if TYPE_CHECKING:
     import torch

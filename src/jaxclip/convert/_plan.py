@@ -11,7 +11,7 @@ from jaxclip.convert._errors import ConversionError
 from jaxclip.convert._rules.links import Arrays, Link, Rule, same
 from jaxclip.convert._rules.registry import find_rule, is_flax, no_rule
 from jaxclip.convert._stacked import layer_count, one_layer, stack
-from jaxclip.convert._tree import Leaf, Node, Target
+from jaxclip.convert._targets.tree import Leaf, Node, Target
 
 
 @dataclass(frozen=True)

@@ -8,7 +8,7 @@ import numpy as np
 from jaxclip._arrays import to_numpy
 from jaxclip.convert._errors import ConversionError
 from jaxclip.convert._plan import Entry
-from jaxclip.convert._tree import Leaf, Path
+from jaxclip.convert._targets.tree import Leaf, Path
 
 _CHUNK = 1 << 20
 """How many elements are compared at a time, so that comparing takes little memory."""

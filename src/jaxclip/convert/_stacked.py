@@ -12,7 +12,7 @@ import jax
 import numpy as np
 
 from jaxclip.convert._rules.links import Arrays, Link
-from jaxclip.convert._tree import Leaf, Node
+from jaxclip.convert._targets.tree import Leaf, Node
 
 
 def layer_count(node: Node) -> int | None:

@@ -11,10 +11,10 @@ import numpy as np
 
 from jaxclip._files import write_whole
 from jaxclip.convert._errors import ConversionError, Shape
-from jaxclip.convert._pieces import Piece, View, link_of, pieces, uncovered_by
+from jaxclip.convert._map.pieces import Piece, View, link_of, pieces, uncovered_by
 from jaxclip.convert._plan import Entry
 from jaxclip.convert._rules.links import Link
-from jaxclip.convert._tree import Leaf
+from jaxclip.convert._targets.tree import Leaf
 
 _FORMAT = "jaxclip.convert map, version 1"
 

@@ -9,7 +9,7 @@ from flax.core import FrozenDict, freeze
 from flax.errors import ScopeParamShapeError
 from flax.traverse_util import empty_node, flatten_dict, unflatten_dict
 
-from jaxclip.convert._tree import Leaf, Node, Path, Target, parts
+from jaxclip.convert._targets.tree import Leaf, Node, Path, Target, parts
 
 _NOT_WEIGHTS = ("cache", "intermediates", "perturbations")
 """Collections that torch's state dict has no counterpart for; they stay as they are."""

@@ -3,7 +3,7 @@
 from collections.abc import Iterator, Sequence
 from itertools import permutations
 
-from jaxclip.convert._pieces import Piece, contiguous, pieces
+from jaxclip.convert._map.pieces import Piece, contiguous, pieces
 from jaxclip.convert._plan import Entry
 
 _MOST_AXES = 6

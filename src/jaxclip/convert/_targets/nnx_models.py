@@ -5,7 +5,7 @@ from collections.abc import Iterator, Mapping
 import jax
 from flax import nnx
 
-from jaxclip.convert._tree import Leaf, Node, Path, Target, parts
+from jaxclip.convert._targets.tree import Leaf, Node, Path, Target, parts
 
 _NOT_WEIGHTS = (nnx.RngState, nnx.Cache, nnx.Intermediate, nnx.Perturbation)
 """Variables that torch's state dict has no counterpart for; they stay as they are."""

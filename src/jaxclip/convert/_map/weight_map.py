@@ -9,14 +9,14 @@ from typing import TYPE_CHECKING, Any
 import jax
 
 from jaxclip._arrays import to_numpy
-from jaxclip.convert import _map_file
 from jaxclip.convert._arrays import to_jax, to_tensor
 from jaxclip.convert._errors import ConversionError
-from jaxclip.convert._map_table import table
+from jaxclip.convert._map import file as map_file
+from jaxclip.convert._map.table import table
 from jaxclip.convert._match import Dtypes, Tensor, match
 from jaxclip.convert._plan import Entry
 from jaxclip.convert._read import read
-from jaxclip.convert._tree import Leaf, Path, nested, tree_path
+from jaxclip.convert._targets.tree import Leaf, Path, nested, tree_path
 
 if TYPE_CHECKING:
     import torch
@@ -147,7 +147,7 @@ class WeightMap:
                 where a rule adds two biases.
             OSError: If the file cannot be written. It is written whole or not at all.
         """
-        _map_file.save(FilePath(path), self.entries, self.notes)
+        map_file.save(FilePath(path), self.entries, self.notes)
 
     @classmethod
     def load(cls, path: str | os.PathLike[str]) -> "WeightMap":
@@ -158,7 +158,7 @@ class WeightMap:
             ValueError: If it is no such map, or does not say of each element of each
                 tensor and variable, once, where it goes.
         """
-        return cls(*_map_file.load(FilePath(path)))
+        return cls(*map_file.load(FilePath(path)))
 
     def __str__(self) -> str:
         """Show the map as a table."""

@@ -8,9 +8,9 @@ import jax
 from flax import linen as nn
 from flax import nnx
 
-from jaxclip.convert._linen import linen_target
-from jaxclip.convert._nnx import is_weight, nnx_target
-from jaxclip.convert._tree import Path, Target, tree_path
+from jaxclip.convert._targets.linen_models import linen_target
+from jaxclip.convert._targets.nnx_models import is_weight, nnx_target
+from jaxclip.convert._targets.tree import Path, Target, tree_path
 
 
 def read_target(target: object) -> Target:

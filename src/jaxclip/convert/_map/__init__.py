@@ -1,0 +1,1 @@
+"""The map between names: what it is, how it is printed, and how it is kept."""
