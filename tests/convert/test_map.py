@@ -274,6 +274,27 @@ def test_a_map_of_a_model_survives_a_file(tmp_path):
     assert all(torch.equal(returned[name], source[name]) for name in source)
 
 
+def test_a_count_of_batches_is_narrowed_by_a_map_from_a_file_too(tmp_path):
+    made = mapping(nnx.Dict(norm=models.BatchNorm(2)))
+    made.save(tmp_path / "map.json")
+    loaded = WeightMap.load(tmp_path / "map.json")
+    assert "norm.num_batches_tracked  ()     same" in str(made)
+    assert str(loaded) == str(made)
+    source = {f"norm.{n}": t for n, t in torch.nn.BatchNorm1d(2).state_dict().items()}
+    source["norm.num_batches_tracked"].fill_(2**31 - 1)
+    for weights in (made, loaded):
+        tree = weights.to_flax(source)
+        assert tree["norm"]["num_batches_tracked"].dtype == "int32"
+        for name, tensor in weights.to_torch(tree).items():
+            assert tensor.dtype == source[name].dtype
+            assert torch.equal(tensor, source[name])
+    source["norm.num_batches_tracked"].fill_(2**31)
+    for weights in (made, loaded):
+        match = r"num_batches_tracked is 2147483648, more than int32 holds"
+        with pytest.raises(ConversionError, match=match):
+            weights.to_flax(source)
+
+
 @pytest.fixture(scope="module")
 def saved(tmp_path_factory):
     path = tmp_path_factory.mktemp("map") / "map.json"

@@ -113,12 +113,36 @@ def test_the_pair_of_a_split_module_is_filled_and_given_back(abstract):
 
 
 def test_a_state_alone_is_refused_with_what_to_do():
+    model = make()
+    state = nnx.state(model)
     match = (
-        r"an nnx\.State, which does not say what modules its variables belong to; .* "
-        r"the pair \(graphdef, state\) of nnx\.split"
+        r"an nnx\.State, .* not the types of the modules, which say how the arrays "
+        r"lie\. Pass the pair that has both: \(nnx\.graphdef\(model\), state\)\.$"
+    )
+    for call in (lambda: from_torch(state, SOURCE), lambda: to_torch(state)):
+        with pytest.raises(TypeError, match=match):
+            call()
+    _, filled = from_torch((nnx.graphdef(model), state), SOURCE)
+    np.testing.assert_array_equal(filled["fc"]["kernel"][...], SOURCE["fc.weight"].T)
+
+
+def test_a_state_in_parts_is_refused_with_what_to_do():
+    graphdef, params, rest = nnx.split(make(), nnx.Param, ...)
+    match = (
+        r"a graphdef and several states\. Make one state of them: "
+        r"\(graphdef, nnx\.merge_state\(params, rest\)\)\.$"
     )
     with pytest.raises(TypeError, match=match):
-        from_torch(nnx.state(make()), SOURCE)
+        from_torch((graphdef, params, rest), SOURCE)
+    match = (
+        r"whose parts do not fit together: Incorrect number of leaves, .*\. The state "
+        r"must hold every variable of the model, as nnx\.state\(model\) does, or nnx\."
+    )
+    with pytest.raises(ValueError, match=match):
+        from_torch((graphdef, params), SOURCE)
+    whole = nnx.merge_state(params, rest)
+    _, filled = from_torch((graphdef, whole), SOURCE)
+    np.testing.assert_array_equal(filled["fc"]["kernel"][...], SOURCE["fc.weight"].T)
 
 
 @pytest.mark.parametrize(

@@ -78,10 +78,11 @@ def from_torch(
         target: The model, whose values do not matter. In NNX: a function that makes
             it (``lambda: Model(rngs=nnx.Rngs(0))``), of which no weight is made in
             vain; a module, which may be abstract; or the pair ``(graphdef, state)``
-            of ``nnx.split``. In Linen: the pair ``(module, inputs)`` of a module and
-            an array or a tuple of arrays that it is called with, of which only the
-            shapes matter; or ``(module, variables)``, with what its ``init`` returns
-            or ``jax.eval_shape`` says that it does; or a function that returns a pair.
+            of ``nnx.split``, as a state by itself does not have the types of the
+            modules. In Linen: the pair ``(module, inputs)`` of a module and an array
+            or a tuple of arrays that it is called with, of which only the shapes
+            matter; or ``(module, variables)``, with what its ``init`` returns or
+            ``jax.eval_shape`` says that it does; or a function that returns a pair.
         source: A torch module, or whatever else has a ``state_dict()``; a state dict
             of torch tensors, NumPy or JAX arrays; or the path of a file:
             ``.safetensors``; ``.pt``, ``.pth`` or ``.bin``, of which nothing is ever
@@ -124,7 +125,8 @@ def from_torch(
         TypeError: If ``target``, ``source`` or ``flatten`` is of another type.
         FileNotFoundError: If the source is a path where there is no file.
         ValueError: If the source is a file with another suffix, or a damaged one, or
-            a checkpoint in which it is not clear where the state dict is.
+            a checkpoint in which it is not clear where the state dict is; or if the
+            two of a pair ``(graphdef, state)`` do not fit together.
         ImportError: If torch is needed to read the file, and missing.
 
     Example:

@@ -2,6 +2,7 @@
 
 import json
 from collections.abc import Sequence
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -13,7 +14,7 @@ from jaxclip._files import write_whole
 from jaxclip.convert._errors import ConversionError, Shape
 from jaxclip.convert._map.pieces import Piece, View, link_of, pieces, uncovered_by
 from jaxclip.convert._plan import Entry
-from jaxclip.convert._rules.links import Link
+from jaxclip.convert._rules.links import Link, narrowed
 from jaxclip.convert._targets.tree import Leaf
 
 _FORMAT = "jaxclip.convert map, version 1"
@@ -137,7 +138,14 @@ def _entry(said: dict[str, Any]) -> Entry:
             f"it does not say of each element of {', '.join(map(repr, names))}, once, "
             "where it goes"
         )
-    return Entry(link_of(found, shapes, into), names, leaves)
+    link = link_of(found, shapes, into)
+    if _dtypes(said["torch"]) == {"int64"} and _dtypes(said["flax"]) == {"int32"}:
+        link = narrowed(replace(link, torch=names))
+    return Entry(link, names, leaves)
+
+
+def _dtypes(said: list[dict[str, Any]]) -> set[str]:
+    return {array["dtype"] for array in said}
 
 
 def _constant(

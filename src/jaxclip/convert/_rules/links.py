@@ -1,10 +1,12 @@
 """What a rule says: which torch tensors and Flax variables hold the same numbers."""
 
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import Any
 
 import numpy as np
+
+from jaxclip.convert._errors import ConversionError
 
 Arrays = tuple[np.ndarray, ...]
 
@@ -136,6 +138,31 @@ def reshaped(torch: str, flax: str, shape: Sequence[int], like: Sequence[int]) -
         to_flax=lambda array: (array.reshape(like),),
         to_torch=lambda array: (array.reshape(shape),),
     )
+
+
+def narrowed(link: Link) -> Link:
+    """Give a link variables of int32, which JAX has where torch has int64.
+
+    A number that 32 bits do not hold is a ``ConversionError``.
+
+    Args:
+        link: The link, which keeps dtypes.
+    """
+
+    def to_flax(*tensors: np.ndarray) -> Arrays:
+        wide = link.to_flax(*tensors)
+        narrow = tuple(array.astype(np.int32) for array in wide)
+        if not all(map(np.array_equal, narrow, wide)):
+            given = f"{', '.join(link.torch)} is {', '.join(map(str, tensors))}"
+            raise ConversionError(
+                [f"{given}, more than int32 holds; set it to 0 in the source."]
+            )
+        return narrow
+
+    def to_torch(*variables: np.ndarray) -> Arrays:
+        return tuple(array.astype(np.int64) for array in link.to_torch(*variables))
+
+    return replace(link, to_flax=to_flax, to_torch=to_torch)
 
 
 def named(pairs: Mapping[str, str]) -> Links:

@@ -2,13 +2,11 @@
 
 from collections.abc import Iterator
 
-import numpy as np
 from flax import linen as nn
 from flax import nnx
 
 from jaxclip import models
-from jaxclip.convert._errors import ConversionError
-from jaxclip.convert._rules.links import Arrays, Link, Rule, Variables, named, same
+from jaxclip.convert._rules.links import Link, Rule, Variables, named, narrowed, same
 from jaxclip.models import linen
 
 _affine = named({"scale": "weight", "bias": "bias"})
@@ -21,19 +19,7 @@ COUNT = "num_batches_tracked"
 
 def _own_batch_norm(layer: object, variables: Variables) -> Iterator[Link]:
     """Link torch's names, and its 64 bits of a count to the 32 that JAX has."""
-    for name in variables:
-        if name != COUNT:
-            yield same(name, name)
-        else:
-            yield Link((COUNT,), (COUNT,), _narrow, lambda n: (n.astype(np.int64),))
-
-
-def _narrow(count: np.ndarray) -> Arrays:
-    if count > np.iinfo(np.int32).max:
-        raise ConversionError(
-            [f"{COUNT} is {count}, more than int32 holds; set it to 0 in the source."]
-        )
-    return (count.astype(np.int32),)
+    return (narrowed(same(n, n)) if n == COUNT else same(n, n) for n in variables)
 
 
 _BATCH_NORM = ("BatchNorm1d", "BatchNorm2d", "BatchNorm3d", "SyncBatchNorm")

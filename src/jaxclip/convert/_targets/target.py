@@ -24,6 +24,11 @@ def read_target(target: object) -> Target:
             return nnx_target(target)
         case tuple((nnx.GraphDef() as graphdef, nnx.State() as state)):
             return _split_target(graphdef, state)
+        case tuple((nnx.GraphDef(), nnx.State(), nnx.State(), *_)):
+            raise TypeError(
+                "target is a graphdef and several states. Make one state of them: "
+                "(graphdef, nnx.merge_state(params, rest))."
+            )
         case tuple((nn.Module() as module, Mapping() as variables)):
             return _pair(module, variables)
         case tuple((nn.Module() as module, inputs)) if _are_inputs(inputs):
@@ -32,8 +37,10 @@ def read_target(target: object) -> Target:
         case nn.Module():
             given = "a Linen module without its variables"
         case nnx.State():
-            given = (
-                "an nnx.State, which does not say what modules its variables belong to"
+            raise TypeError(
+                "target is an nnx.State, which has names and arrays, but not the types "
+                "of the modules, which say how the arrays lie. Pass the pair that has "
+                "both: (nnx.graphdef(model), state)."
             )
         case _ if _is_function(target):
             return _made_target(target)
@@ -72,7 +79,15 @@ def _shapes_of_variables(
 
 
 def _split_target(graphdef: Any, state: Any) -> Target:
-    inner = nnx_target(nnx.merge(graphdef, state))
+    try:
+        model = nnx.merge(graphdef, state)
+    except ValueError as error:
+        raise ValueError(
+            "target is a pair (graphdef, state) whose parts do not fit together: "
+            f"{str(error).rstrip('.')}. The state must hold every variable of the "
+            "model, as nnx.state(model) does, or nnx.merge_state(params, rest)."
+        ) from None
+    inner = nnx_target(model)
     return replace(inner, filled=lambda values: nnx.split(inner.filled(values)))
 
 
