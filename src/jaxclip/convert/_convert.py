@@ -124,7 +124,8 @@ def from_torch(
         TypeError: If ``target``, ``source`` or ``flatten`` is of another type.
         FileNotFoundError: If the source is a path where there is no file.
         ValueError: If the source is a file with another suffix, or a damaged one, or
-            a checkpoint in which it is not clear where the state dict is.
+            a checkpoint in which it is not clear where the state dict is; or if the
+            target is a function that changes what was made outside of it.
         ImportError: If torch is needed to read the file, and missing.
 
     Example:
