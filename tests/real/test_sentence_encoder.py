@@ -212,10 +212,12 @@ class WithoutRule(SentenceEncoder):
 
 def test_the_errors_that_the_diary_quotes(port):
     *_, path = port
+    some = dict(list(RENAME.items())[:4])
     said = []
-    for options in ({}, OPTIONS):
+    for options in ({}, OPTIONS | {"rename": some}, OPTIONS):
         with pytest.raises(ConversionError) as caught:
             convert.from_torch(lambda: WithoutRule(rngs=nnx.Rngs(0)), path, **options)
         said.append(str(caught.value).splitlines())
-    (head, *lines), renamed = said
-    assert_quoted(head, f"which is {len(lines)} lines", renamed[0], renamed[-1])
+    (head, *lines), partly, wholly = said
+    assert_quoted(head, f"which is {len(lines)} lines")
+    assert_quoted(partly[-1], wholly[0], wholly[-1])
