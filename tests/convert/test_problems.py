@@ -276,6 +276,39 @@ def test_the_error_shows_its_public_name_and_survives_pickling():
     assert str(ConversionError(["x"])).startswith("nothing was converted; 1 problem:\n")
 
 
+def test_problems_that_differ_in_numbers_alone_are_printed_as_one():
+    layers = nnx.List([nnx.Linear(2, 2, rngs=nnx.Rngs(0)) for _ in range(11)])
+    names = [f"layers.{n}.weight" for n in range(11)]
+    found = problems(dict.fromkeys(names, np.ones((2, 2), "f")), layers)
+    # Every one is there,
+    assert len(found) == 33
+    error = ConversionError(found, "Try this.")
+    head, *lines, hint = str(error).splitlines()
+    assert head == "nothing was converted; 33 problems:"
+    # and one of each kind is shown, with its hints.
+    assert [line.partition(" Nearest")[0] for line in lines] == [
+        "  - '0.kernel' (2, 2) is not filled: the source has no '0.weight' (2, 2).",
+        "  - '0.bias' (2,) is not filled: the source has no '0.bias' (2,). "
+        "And 10 more like it, to '10.bias'.",
+        "  - 'layers.0.weight' (2, 2) is not used.",
+    ]
+    for line, last in ((lines[0], "10.kernel"), (lines[2], "layers.10.weight")):
+        assert " Nearest: " in line
+        assert line.endswith(f" And 10 more like it, to {last!r}.")
+    assert hint == "Try this."
+
+
+def test_problems_of_which_more_differs_are_printed_one_by_one():
+    different = [
+        "'a.0.w' (2, 2) is not used.",
+        "'a.1.w' (2, 3) is not used.",  # another shape
+        "'b.2.w' (2, 2) is not used.",  # another name
+        "'a.3.w' (2, 2) is not filled.",  # another problem
+        "'a.4.w' (2, 2) is not used.",  # like the first; two are few
+    ]
+    assert len(str(ConversionError(different)).splitlines()) == 6
+
+
 def test_a_source_may_be_anything_with_a_state_dict():
     source = types.SimpleNamespace(state_dict=good)
     np.testing.assert_array_equal(from_torch(model(), source).scale[...], np.ones(5))

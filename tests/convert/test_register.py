@@ -10,7 +10,7 @@ import torch
 from flax import linen as nn
 from flax import nnx
 
-from jaxclip import convert
+from jaxclip import convert, models
 from jaxclip.convert import (
     ConversionError,
     Link,
@@ -194,3 +194,41 @@ def test_a_rule_that_yields_something_else_is_refused(wrong, message):
 def test_what_the_documentation_names_is_there():
     for name in ("Link", "permuted", "register", "same", "transposed"):
         assert getattr(convert, name).__doc__
+
+
+@pytest.mark.parametrize("parts", [("query", "key", "value"), ("q", "k", "v")])
+def test_projections_that_are_layers_of_their_own_are_joined_by_a_rule(parts):
+    parts = [part if len(part) > 1 else f"{part}_proj" for part in parts]
+    whole = torch.nn.MultiheadAttention(6, 2).state_dict()
+    whole["in_proj_bias"] = torch.arange(18.0)  # zeros at first
+    apart = {name: whole[name] for name in ("out_proj.weight", "out_proj.bias")}
+    for kind in ("weight", "bias"):
+        names = [f"{part}.{kind}" for part in parts]
+        apart |= zip(names, whole[f"in_proj_{kind}"].chunk(3), strict=True)
+
+    class Apart(models.MultiheadAttention):
+        pass
+
+    target = nnx.eval_shape(lambda: Apart(6, 2, rngs=nnx.Rngs(0)))
+    with pytest.raises(ConversionError) as caught:
+        from_torch(target, apart)
+    unused = [text for text in caught.value.problems if " is not used. " in text]
+    assert len(unused) == 6
+    assert all("one in_proj_weight; where each has a layer" in text for text in unused)
+
+    @register(Apart)
+    def joined(layer, variables):
+        for kind in ("weight", "bias"):
+            yield Link(
+                tuple(f"{part}.{kind}" for part in parts),
+                (f"in_proj_{kind}",),
+                lambda *three: (np.concatenate(three),),
+                lambda one: tuple(np.split(one, 3)),
+            )
+
+    layer = from_torch(target, apart)
+    np.testing.assert_array_equal(layer.in_proj_weight[...], whole["in_proj_weight"])
+    np.testing.assert_array_equal(layer.in_proj_bias[...], whole["in_proj_bias"])
+    returned = to_torch(layer)
+    assert returned.keys() == apart.keys()
+    assert all(torch.equal(returned[name], apart[name]) for name in apart)

@@ -1,5 +1,7 @@
 """Every form in which users hold a model is filled, and nothing is made in vain."""
 
+from functools import partial
+
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -95,6 +97,14 @@ def test_a_function_must_make_a_module():
     match = "target is a function that returns a int; it must return an NNX module"
     with pytest.raises(TypeError, match=match):
         from_torch(lambda: 3, SOURCE)
+
+
+def test_a_function_that_draws_from_an_outer_stream_is_told_to_make_its_own():
+    rngs = nnx.Rngs(0)
+    for target in (partial(_Net, rngs=rngs), lambda: _Net(rngs=rngs)):
+        with pytest.raises(ValueError, match=r"make that inside, too: lambda: Model\("):
+            from_torch(target, SOURCE)
+    assert rngs.default.count[...] == 0
 
 
 @pytest.mark.parametrize("abstract", [False, True])

@@ -83,7 +83,7 @@ def plan_conversion(
     fit = match(entries, tensors, dtypes, remedies(model))
     problems = [*problems, *unlinked, *misnamed, *fit.problems]
     if problems:
-        raise ConversionError(problems, hint(fit, names) if rename is None else "")
+        raise ConversionError(problems, hint(fit, names, rename))
     weights = weight_map(fit.entries, names, notes)
 
     def place(leaf: Leaf, array: np.ndarray) -> jax.Array:

@@ -126,7 +126,8 @@ def from_torch(
         FileNotFoundError: If the source is a path where there is no file.
         ValueError: If the source is a file with another suffix, or a damaged one, or
             a checkpoint in which it is not clear where the state dict is; or if the
-            two of a pair ``(graphdef, state)`` do not fit together.
+            two of a pair ``(graphdef, state)`` do not fit together, or the target is
+            a function that changes what was made outside of it.
         ImportError: If torch is needed to read the file, and missing.
 
     Example:

@@ -1,13 +1,21 @@
 """The one error that a conversion raises, and the hints in it."""
 
 import difflib
+import re
+from collections import defaultdict
 from collections.abc import Iterable, Mapping
 
 Shape = tuple[int, ...]
 
+_FEW = 2
+"""So many problems of a kind are listed one by one."""
+
 
 class ConversionError(ValueError):
     """What does not fit between a source and a target, all of it at once.
+
+    Printed, the first of several that differ in the numbers in their names alone
+    stands for all of them: what is wrong with one layer is wrong with every layer.
 
     Args:
         problems: One sentence or two for each problem.
@@ -37,8 +45,30 @@ class ConversionError(ValueError):
         """List the problems, one to a line."""
         count = len(self.problems)
         head = f"nothing was converted; {count} problem{'s' if count > 1 else ''}:"
-        listed = (f"  - {problem}" for problem in self.problems)
+        listed = (f"  - {problem}" for problem in _folded(self.problems))
         return "\n".join([head, *listed, *([self.hint] if self.hint else [])])
+
+
+def _folded(problems: Iterable[str]) -> list[str]:
+    """Let one problem stand for those that differ from it in numbers alone."""
+    alike: dict[str, list[str]] = defaultdict(list)
+    for problem in problems:
+        alike[_without_numbers(problem)].append(problem)
+    lines = []
+    for first, *others in alike.values():
+        if len(others) < _FEW:
+            lines += [first, *others]
+        else:
+            last = re.search(r"'[^']*'", others[-1])
+            upto = f", to {last[0]}" if last else ""
+            lines.append(f"{first} And {len(others)} more like it{upto}.")
+    return lines
+
+
+def _without_numbers(problem: str) -> str:
+    """Leave the numbers in names out of a problem, and the hints altogether."""
+    said, _, _ = problem.partition(" Nearest: ")
+    return re.sub(r"'[^']*'", lambda name: re.sub(r"\d+", "#", name[0]), said)
 
 
 def nearest(name: str, shapes: Iterable[Shape], candidates: Mapping[str, Shape]) -> str:

@@ -1,11 +1,12 @@
 """The argument that would have helped: a line to paste, where one is evident."""
 
 import re
+from collections import defaultdict
 from collections.abc import Iterator, Mapping
 
 from jaxclip.convert._errors import Shape
 from jaxclip.convert._match import Match
-from jaxclip.convert._names import target_names
+from jaxclip.convert._names import Rename, target_names
 
 _MOST_PAIRS = 200_000
 """Of names to look at: more would take seconds."""
@@ -16,34 +17,41 @@ _MOST_RULES = 4
 _Rules = dict[str | re.Pattern[str], str]
 
 
-def hint(match: Match, names: Mapping[str, str]) -> str:
+def hint(match: Match, names: Mapping[str, str], rename: Rename | None) -> str:
     """Look for a ``stacked=`` or a ``rename=`` that makes names fit.
 
     Args:
         match: What fits so far, and what does not.
         names: The names in the source, by the names under which they were looked for.
+        rename: What made the latter of the former. To a mapping there may be patterns
+            to add; what a function lacks is not looked for.
 
     Returns:
         A sentence with what to paste, or nothing.
     """
     if stacked := _stacked(match):
         return f"The layers seem to be stacked in the target: try stacked={stacked!r}."
-    if len(match.missing) * len(match.unused) > _MOST_PAIRS:
+    if callable(rename) or len(match.missing) * len(match.unused) > _MOST_PAIRS:
         return ""
+    if rename is not None:
+        # Patterns come last, and are given the names that the others have made.
+        names = {name: name for name in names}
     pairs = dict(_pairs(match.unused, match.missing))
     if not pairs:
         return ""
     kept = {old: new for new, old in names.items() if new not in match.unused}
     wanted = kept | {names[old]: new for old, new in pairs.items()}
     shapes = {names[new]: shape for new, shape in match.unused.items()}
-    for rules in sorted((_prefixes(wanted), _words(wanted), _changes(wanted)), key=len):
+    ways = (_words,) if rename is not None else (_prefixes, _words, _changes)
+    for rules in sorted((way(wanted) for way in ways), key=len):
         if 0 < len(rules) <= _MOST_RULES:
             count = _fitting(rules, names, kept, match.missing, shapes)
             if 2 * count >= len(match.missing):
                 said = ", ".join(f"{_said(old)}: {new!r}" for old, new in rules.items())
+                line = f"rename={{{said}}}" if rename is None else f"{said} in rename"
                 return (
-                    f"With rename={{{said}}}, {count} of the {len(match.missing)} that "
-                    "are not filled would be."
+                    f"With {line}, {count} of the {len(match.missing)} that are not "
+                    "filled would be."
                 )
     return ""
 
@@ -62,19 +70,29 @@ def _stacked(match: Match) -> str:
 def _pairs(
     unused: Mapping[str, Shape], missing: Mapping[str, Shape]
 ) -> Iterator[tuple[str, str]]:
-    """Pair each name with the one that has its shape and most in common with it."""
-    taken: set[str] = set()
-    for old, shape in unused.items():
-        scores = {
-            new: _in_common(old, new)
-            for new, other in missing.items()
-            if other == shape and new not in taken
-        }
-        best = max(scores.values(), default=0)
-        likeliest = [new for new, score in scores.items() if score == best]
-        if best and len(likeliest) == 1:
-            taken.add(likeliest[0])
-            yield old, likeliest[0]
+    """Pair names of one shape that have most in common, each with the other alone.
+
+    Of several that are as near, none is evident: three square matrices of attention
+    would fit in the place of the fourth.
+    """
+    scores = {
+        (old, new): _in_common(old, new)
+        for old, shape in unused.items()
+        for new, other in missing.items()
+        if other == shape
+    }
+    nearest: dict[str, list[str]] = defaultdict(list)
+    best: dict[str, int] = defaultdict(lambda: 1)
+    for pair, score in scores.items():
+        for name, partner in (pair, pair[::-1]):
+            if score > best[name]:
+                nearest[name].clear()
+            if score >= best[name]:
+                best[name] = score
+                nearest[name].append(partner)
+    for old in unused:
+        if len(nearest[old]) == 1 and nearest[nearest[old][0]] == [old]:
+            yield old, nearest[old][0]
 
 
 def _in_common(one: str, other: str) -> int:

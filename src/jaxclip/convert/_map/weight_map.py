@@ -14,6 +14,7 @@ from jaxclip.convert._errors import ConversionError
 from jaxclip.convert._map import file as map_file
 from jaxclip.convert._map.table import table
 from jaxclip.convert._match import Dtypes, Tensor, match
+from jaxclip.convert._nnx import is_no_weight
 from jaxclip.convert._plan import Entry
 from jaxclip.convert._read import read
 from jaxclip.convert._targets.tree import Leaf, Path, nested, tree_path
@@ -50,7 +51,7 @@ class WeightMap:
                 several names of a tied weight, one is enough.
             like: A tree with the paths of the model's variables (``nnx.State``,
                 gradients, an optimizer's moments), of which a copy with other leaves
-                is returned.
+                is returned. Random streams and caches in it stay as they are.
 
         Returns:
             The arrays, in nested dicts if ``like`` is not given: in Linen, by
@@ -84,7 +85,8 @@ class WeightMap:
 
         Args:
             tree: A tree with the paths of the model's variables: an ``nnx.State``,
-                gradients, nested dicts; in Linen, by collection.
+                of which random streams and caches are passed over, gradients, nested
+                dicts; in Linen, by collection.
 
         Returns:
             The tensors by torch's names: copies, on the CPU, in the dtypes of the
@@ -101,8 +103,11 @@ class WeightMap:
             >>> tuple(mapping(model).to_torch(nnx.state(model))["weight"].shape)
             (1, 3)
         """
-        leaves = jax.tree_util.tree_flatten_with_path(tree)[0]
-        values = {tree_path(path): value for path, value in leaves}
+        values = {
+            tree_path(path): value
+            for path, value in _flattened(tree)[0]
+            if not is_no_weight(value)
+        }
         problems = [
             f"{Leaf(path, None)} is not in the tree."
             for path in self._leaves
@@ -169,8 +174,8 @@ class WeightMap:
         return {leaf.path: leaf for entry in self.entries for leaf in entry.leaves}
 
     def _replaced(self, like: Any, arrays: Mapping[Path, jax.Array]) -> Any:
-        leaves, structure = jax.tree_util.tree_flatten_with_path(like)
-        paths = [tree_path(path) for path, _ in leaves]
+        leaves, structure = _flattened(like)
+        paths = [tree_path(path) for path, leaf in leaves if not is_no_weight(leaf)]
         problems = [
             *(
                 f"like has {Leaf(path, None)}, which is not in the mapping."
@@ -185,7 +190,16 @@ class WeightMap:
         ]
         if problems:
             raise ConversionError(problems)
-        return jax.tree_util.tree_unflatten(structure, [arrays[p] for p in paths])
+        fresh = (
+            leaf if is_no_weight(leaf) else arrays[tree_path(path)]
+            for path, leaf in leaves
+        )
+        return jax.tree_util.tree_unflatten(structure, fresh)
+
+
+def _flattened(tree: Any) -> tuple[list[tuple[Any, Any]], Any]:
+    """Flatten a tree, of which a variable that is no weight is one leaf as a whole."""
+    return jax.tree_util.tree_flatten_with_path(tree, is_leaf=is_no_weight)
 
 
 def state_dict(

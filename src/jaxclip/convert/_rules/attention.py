@@ -110,17 +110,30 @@ _BIAS_KV = (
     "use jaxclip.models.MultiheadAttention (or that of jaxclip.models.linen)."
 )
 
+_APART = (
+    "torch's MultiheadAttention has queries, keys and values in one in_proj_weight; "
+    "where each has a layer of its own, as in BERT, derive a class from this one and "
+    "say in a rule for it (convert.register) where the three go."
+)
+_apart = {
+    f"{name}.{kind}": _APART
+    for part in _PROJECTIONS
+    for name in (part, f"{part[0]}_proj")
+    for kind in ("weight", "bias")
+}
+
 _flax_rule = Rule(
     _attention,
     torch=("MultiheadAttention",),
     note="True in a mask keeps; no `add_bias_kv`, no `add_zero_attn`; NNX's softmax is "
     "float32 even under float64",
-    remedies={"bias_k": _BIAS_KV, "bias_v": _BIAS_KV},
+    remedies={"bias_k": _BIAS_KV, "bias_v": _BIAS_KV, **_apart},
 )
 _own_rule = Rule(
     raw,
     torch=("MultiheadAttention",),
     note="torch's arguments, masks and names; `batch_first` is the default",
+    remedies=_apart,
 )
 
 _transformer_layer_rule = Rule(

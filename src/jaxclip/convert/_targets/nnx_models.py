@@ -31,7 +31,12 @@ def nnx_target(module: nnx.Module) -> Target:
 
 def is_weight(value: object) -> bool:
     """Say whether a part of a module holds what torch's state dict holds."""
-    return isinstance(value, nnx.Variable) and not isinstance(value, _NOT_WEIGHTS)
+    return isinstance(value, nnx.Variable) and not is_no_weight(value)
+
+
+def is_no_weight(value: object) -> bool:
+    """Say whether a part of a module is a variable that torch's has no place for."""
+    return isinstance(value, _NOT_WEIGHTS)
 
 
 def _weights(module: nnx.Module) -> Iterator[tuple[Path, nnx.Variable[object]]]:

@@ -7,6 +7,7 @@ from typing import Any
 import jax
 from flax import linen as nn
 from flax import nnx
+from flax.errors import TraceContextError
 
 from jaxclip.convert._targets.linen_models import linen_target
 from jaxclip.convert._targets.nnx_models import is_weight, nnx_target
@@ -18,6 +19,7 @@ def read_target(target: object) -> Target:
 
     Raises:
         TypeError: If it is none of them.
+        ValueError: If it is a function that changes what was made outside of it.
     """
     match target:
         case nnx.Module():
@@ -93,7 +95,14 @@ def _split_target(graphdef: Any, state: Any) -> Target:
 
 def _made_target(make: Any) -> Target:
     """Read the model that a function makes, whose weights are never made."""
-    split = jax.eval_shape(lambda: _split(make))
+    try:
+        split = jax.eval_shape(lambda: _split(make))
+    except TraceContextError:
+        raise ValueError(
+            "target is a function that changes a variable made outside of it, such as "
+            "the nnx.Rngs that it draws from; make that inside, too: "
+            "lambda: Model(rngs=nnx.Rngs(0))."
+        ) from None
     if split is None:
         return read_target(make())
     graphdef, weights, others = split
