@@ -11,7 +11,7 @@ from rich.box import MARKDOWN
 from rich.console import Console
 from rich.table import Table
 
-from benchmarks import eager_calls, standalone, training_step
+from benchmarks import convert_weights, eager_calls, standalone, training_step
 from benchmarks.timing import hardware
 
 RESULTS = Path(__file__).with_name("RESULTS.md")
@@ -19,8 +19,8 @@ RESULTS = Path(__file__).with_name("RESULTS.md")
 HEAD = """# Figures
 
 Written by `python -m benchmarks --write` (`make bench` prints the same). Ratios are
-medians over rounds in which the candidates take turns in one process; the machine is
-shared, so a tenth either way means nothing.
+medians over rounds in which the candidates take turns, in one process or, for weights,
+each in a new one; the machine is shared, so a tenth either way means nothing.
 """
 
 
@@ -35,11 +35,12 @@ def markdown(table: Table) -> str:
 
 def main() -> None:
     """Run all and print their tables; with ``--write``, keep them in RESULTS.md."""
-    tables = [*training_step.main(), *standalone.main(), *eager_calls.main()]
+    benchmarks = (training_step, standalone, eager_calls, convert_weights)
+    tables = [table for benchmark in benchmarks for table in benchmark.main()]
     if "--write" not in sys.argv[1:]:
         return
     versions = ", ".join(
-        f"{name} {version(name)}" for name in ("jax", "optax", "torch")
+        f"{name} {version(name)}" for name in ("jax", "flax", "optax", "torch")
     )
     where = f"{date.today()}, {hardware()}, Python {platform.python_version()}"
     parts = [HEAD, f"{where}, {versions}.\n", *map(markdown, tables)]

@@ -1,10 +1,12 @@
 """Weights into an NNX model: time and memory, against a plain copy of the same bytes.
 
-Run by hand: ``python -m benchmarks.convert_weights [--large]``. The weights have the
-shapes of GPT-2's, and lie in a live torch module or in a safetensors file: 124M
-parameters or, with ``--large``, 1.5B, for which 16 GB should be free. The plain copies
-make an array of each tensor as it lies, one of NumPy's and one of JAX's. Each call is
-made in a process of its own, as memory that was used before is faster than new.
+The weights have the shapes of GPT-2's, and lie in a live torch module or in a
+safetensors file: 124M parameters or, with ``python -m benchmarks.convert_weights
+--large``, 1.5B, for which 16 GB should be free. The plain copies make an array of each
+tensor as it lies, one of NumPy's and one of JAX's. Each call is made in a process of
+its own, as memory that was used before is faster than new: half of the time and more
+goes to getting new pages. NumPy asks for large ones, unlike JAX, so that its copy may
+take a third of the time of JAX's, or twice as long where the system has to make room.
 
 The extra memory is the most that the process held at any time beyond what it held
 before (a live source, too) and beyond the result; pages of the file count while they
@@ -168,12 +170,12 @@ def table(size: str, file: Path | None, rounds: int) -> Table:
             with spawn.Pool(1) as fresh:
                 rows.append(fresh.apply(measured, (name, size, file)))
     times = {name: np.array([row[0] for row in rows]) for name, rows in results.items()}
-    depth, width = SIZES[size]
+    _, width = SIZES[size]
     largest = 4 * VOCABULARY * width / 1e6
     made = Table(
-        "from " + where,
+        "call",
         *("median ms", "× NumPy copy", "× JAX copy", "extra MB", "× largest tensor"),
-        title=f"{size} parameters, float32, {depth} layers; {hardware()}",
+        title=f"{size} weights from {where}, float32; {hardware()}",
     )
     for name, milliseconds in times.items():
         extra = float(np.median([row[1] for row in results[name]])) / 1e6
@@ -188,17 +190,19 @@ def table(size: str, file: Path | None, rounds: int) -> Table:
     return made
 
 
-def main() -> None:
+def main() -> list[Table]:
     """Print a table for each source."""
     size, rounds = ("1.5B", 3) if "--large" in sys.argv[1:] else ("124M", ROUNDS)
-    console = Console(width=100)
+    tables = []
     with tempfile.TemporaryDirectory() as folder:
         file = Path(folder) / "model.safetensors"
         weights = torch_model(*SIZES[size]).state_dict()
         write_safetensors(file, {name: t.numpy() for name, t in weights.items()})
         del weights
-        console.print(table(size, file, rounds))
-    console.print(table(size, None, rounds))
+        for source in (file, None):
+            tables.append(table(size, source, rounds))
+            Console(width=100).print(tables[-1])
+    return tables
 
 
 if __name__ == "__main__":

@@ -12,6 +12,7 @@ import torch
 from flax import nnx
 
 from jaxclip.convert import from_torch, to_torch
+from jaxclip.convert._conversion import plan_conversion
 
 DTYPES = ["float32", "float16", "bfloat16", "int32"]
 
@@ -181,3 +182,16 @@ again = from_torch(target, {{n: np.asarray(converted[n][...]) for n in converted
 assert float(again["w_bfloat16"][1, 2]) == 5
 """
     subprocess.run([sys.executable, "-c", code], check=True)
+
+
+def test_the_largest_tensors_are_read_first():
+    sizes = [1, 5, 0, 3, 5]
+    model = nnx.Dict({f"w{i}": nnx.Param(jnp.zeros(n)) for i, n in enumerate(sizes)})
+    source = {f"w{i}": np.full(n, i, "f") for i, n in enumerate(sizes)}
+    none = dict.fromkeys(("rename", "flatten", "key"))
+    job = plan_conversion(model, source, ignore=(), stacked=(), **none)
+    read = []
+    filled = job.filled(job.read(on_read=read.append))
+    assert read == [20, 20, 12, 4, 0]
+    for name, array in source.items():
+        np.testing.assert_array_equal(filled[name][...], array)

@@ -93,8 +93,10 @@ def plan_conversion(
     def read_all(
         finite: bool = False, on_read: Callable[[int], None] | None = None
     ) -> dict[Path, jax.Array]:
+        # A tensor is in memory while it is read: the largest, when nothing else is.
+        entries = sorted(weights.entries, key=_size, reverse=True)
         arrays, misfits = read(
-            weights.entries, found.tensors, place, finite=finite, on_read=on_read
+            entries, found.tensors, place, finite=finite, on_read=on_read
         )
         if misfits:
             raise ConversionError(misfits)
@@ -130,6 +132,11 @@ def weight_map(
 def paths(stacked: Iterable[str]) -> tuple[str, ...]:
     """Return the paths in ``stacked``, which may be one string."""
     return (stacked,) if isinstance(stacked, str) else tuple(stacked)
+
+
+def _size(entry: Entry) -> int:
+    sizes = (leaf.value.size * leaf.value.dtype.itemsize for leaf in entry.leaves)
+    return sum(sizes)
 
 
 def _cast(dtype: Any) -> np.dtype[Any] | None:
