@@ -14,9 +14,9 @@ from jaxclip.convert._errors import ConversionError
 from jaxclip.convert._map import file as map_file
 from jaxclip.convert._map.table import table
 from jaxclip.convert._match import Dtypes, Tensor, match
-from jaxclip.convert._targets.nnx_models import is_no_weight
 from jaxclip.convert._plan import Entry
 from jaxclip.convert._read import read
+from jaxclip.convert._targets.nnx_models import is_no_weight
 from jaxclip.convert._targets.tree import Leaf, Path, nested, tree_path
 
 if TYPE_CHECKING:
