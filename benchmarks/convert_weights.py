@@ -6,7 +6,7 @@ safetensors file: 124M parameters or, with ``python -m benchmarks.convert_weight
 tensor as it lies, one of NumPy's and one of JAX's. Each call is made in a process of
 its own, as memory that was used before is faster than new: half of the time and more
 goes to getting new pages. NumPy asks for large ones, unlike JAX, so that its copy may
-take a third of the time of JAX's, or twice as long where the system has to make room.
+take a third of the time of JAX's, or three times as long where there are none at hand.
 
 The extra memory is the most that the process held at any time beyond what it held
 before (a live source, too) and beyond the result; pages of the file count while they
