@@ -1,0 +1,7 @@
+"""torch.optim as Optax transformations, under torch's names and arguments."""
+
+from jaxclip.optim._adam import AdamState as AdamState
+from jaxclip.optim._adam import adam as adam
+from jaxclip.optim._adam import adamw as adamw
+from jaxclip.optim._sgd import SGDState as SGDState
+from jaxclip.optim._sgd import sgd as sgd

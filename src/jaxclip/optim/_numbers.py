@@ -1,0 +1,50 @@
+"""Numbers that optimizers have in common, with all the digits that there are."""
+
+import math
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+
+
+def bias_correction(beta: Any, step: jax.Array) -> jax.Array:
+    r"""Return :math:`1 - \beta^t` to rounding.
+
+    Its plain form loses what it subtracts: for a β of 0.999, four digits at the first
+    step. Here it is :math:`-\mathrm{expm1}(t \log \beta)`, and for a β that is a
+    Python number the logarithm has the digits of float64, in two parts.
+
+    Args:
+        beta: In [0, 1).
+        step: t, at least 1.
+    """
+    if isinstance(beta, jax.Array):
+        # Exact but for the rounding that beta came with: beta - 1 has no error.
+        return -jnp.expm1(step * jnp.log1p(beta - 1))
+    if beta == 0:
+        return jnp.ones_like(step)
+    logarithm = math.log(beta)
+    # Few enough digits that their product with a step below 2^12 is exact in float32.
+    mantissa, exponent = math.frexp(logarithm)
+    high = math.ldexp(round(mantissa * 2**12), exponent - 12)
+    power = step * high
+    return -jnp.expm1(power) - jnp.exp(power) * jnp.expm1(step * (logarithm - high))
+
+
+def lerp(start: jax.Array, end: jax.Array, weight: Any) -> jax.Array:
+    """Return ``start + weight · (end - start)``, as ``torch.lerp``."""
+    moved: jax.Array = start + weight * (end - start)
+    return moved
+
+
+def decayed(grad: jax.Array, param: Any, weight_decay: Any) -> jax.Array:
+    """Add the gradient of ``weight_decay / 2 · ‖param‖²``, unless it is known as 0."""
+    if is_zero(weight_decay):
+        return grad
+    total: jax.Array = grad + weight_decay * param
+    return total
+
+
+def is_zero(value: Any) -> bool:
+    """Whether a hyperparameter is known to be 0, so that its part can be left out."""
+    return isinstance(value, int | float) and value == 0
