@@ -134,7 +134,7 @@ def adamw(
         >>> updates, state = optimizer.update(
         ...     jnp.array([3.0, -0.01]), optimizer.init(params), params
         ... )
-        >>> print(params + updates)
+        >>> print((params + updates).round(3))
         [0.85 2.  ]
 
     Differs from ``optax.adamw``: weights decay by 1e-2 as torch's, not 1e-4; see

@@ -57,6 +57,31 @@ def decay_rates(caller: str, betas: Any) -> dict[str, Hyperparameter]:
     }
 
 
+def above(
+    caller: str, name: str, value: Hyperparameter, bound: float = 0.0
+) -> Hyperparameter:
+    """Refuse what is not larger than ``bound``, or no real scalar, if it is known.
+
+    Raises:
+        TypeError: The value is no real scalar, and cannot be called.
+        ValueError: It is too small, or NaN.
+    """
+    return _within(caller, name, value, lambda x: bound < x, f"a number > {bound:g}")
+
+
+def between(
+    caller: str, name: str, value: Hyperparameter, low: float, high: float
+) -> Hyperparameter:
+    """Refuse what is not in (low, high), or no real scalar, if it is known.
+
+    Raises:
+        TypeError: The value is no real scalar, and cannot be called.
+        ValueError: It is out of range, or NaN.
+    """
+    expected = f"{low:g} < a number < {high:g}"
+    return _within(caller, name, value, lambda x: low < x < high, expected)
+
+
 def real(caller: str, name: str, value: Hyperparameter) -> Hyperparameter:
     """Refuse what is no real scalar.
 
