@@ -246,6 +246,10 @@ def test_a_function_may_say_it(net):
     assert layouts(said)["blocks.0"] == (0, 2, 3, 1)
     assert layouts(said)["blocks.0.conv"] == (0, 2, 3, 1)
     assert layouts(said)["fc"] == "same"
+    image = torch.arange(24.0).reshape(1, 2, 3, 4)
+    mapped = said.activations_to_flax({"blocks.0": image})
+    np.testing.assert_array_equal(mapped["blocks.0"], image.permute(0, 2, 3, 1))
+    assert torch.equal(said.activations_to_torch(mapped)["blocks.0"], image)
 
 
 def test_a_path_counts_for_more_than_a_type_and_a_pattern_for_less(net):

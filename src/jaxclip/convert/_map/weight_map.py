@@ -158,7 +158,8 @@ class WeightMap:
 
         A convolution's output is ``(N, C, H, W)`` in torch and ``(N, H, W, C)`` in
         Flax. How a module's output lies follows from the type of the Flax module, and
-        is else what ``with_layouts`` says; nothing is guessed from a shape.
+        is else what ``with_layouts`` says; nothing is guessed from a shape. A layer
+        with a ``batch_first`` is taken to have the same one on both sides.
 
         Args:
             activations: Outputs by the paths of torch modules, of any of those in
@@ -166,7 +167,9 @@ class WeightMap:
                 dicts, as of an LSTM, or of a module that is called several times.
 
         Returns:
-            The arrays by the paths of the Flax modules, dtypes and structure kept.
+            The arrays by the paths of the Flax modules, dtypes and structure kept:
+            torch's ``MultiheadAttention`` returns a pair, of which Flax's own returns
+            the first.
 
         Raises:
             ConversionError: If a path is not in ``modules``, the layout of a module
