@@ -1,6 +1,7 @@
 """One map serves weights, gradients and moments, and says in a file what it does."""
 
 import json
+from functools import partial
 
 import jax
 import jax.numpy as jnp
@@ -89,6 +90,16 @@ def test_the_parameters_are_those_that_torch_has():
     made = mapping(Net())
     assert [entry.names for entry in made.entries] == [("weight",), ("mean",)]
     assert [entry.names for entry in made.parameters().entries] == [("weight",)]
+
+
+def test_in_linen_the_parameters_are_those_of_one_collection():
+    norm = linen.BatchNorm(2)
+    inputs = jax.ShapeDtypeStruct((1, 2), "float32")
+    init = partial(norm.init, use_running_average=True)
+    made = mapping((norm, jax.eval_shape(init, jax.random.key(0), inputs)))
+    names = {name for entry in made.parameters().entries for name in entry.names}
+    assert names == {"weight", "bias"}
+    assert len(made.entries) == 5
 
 
 def test_random_streams_are_no_part_of_a_map_and_stay_where_they_are():

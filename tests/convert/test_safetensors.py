@@ -1,6 +1,7 @@
 """Damaged and lying safetensors files are refused, and the others read as they are."""
 
 import json
+import os
 import struct
 import tracemalloc
 
@@ -60,6 +61,10 @@ LIES = {
         packed(GOOD, size=10**6),
         r"a header of 1000000 bytes, in a file of \d+\.",
     ),
+    "header one byte past the end": (
+        packed(GOOD, b"", len(json.dumps(GOOD)) + 1),
+        r"a header of \d+ bytes, in a file of \d+\.",
+    ),
     "absurd header": (packed(GOOD, size=2**64 - 1), "a header of 18446744073709551615"),
     "half a header": (packed(GOOD, size=30), "its header is not JSON"),
     "no text": (packed("{}", b"", 2)[:8] + b"\xff\xfe", "its header is not JSON"),
@@ -76,7 +81,12 @@ LIES = {
     "fraction": (with_b(entry([4.0], 8, 24)), "tensor 'b' has no dtype, no shape"),
     "truth": (with_b(entry([4, True], 8, 24)), "tensor 'b' has no dtype, no shape"),
     "text": (with_b(entry(["4"], 8, 24)), "tensor 'b' has no dtype, no shape"),
-    "many axes": (with_b(entry([1] * 65 + [4], 8, 24)), "tensor 'b' has no dtype, no"),
+    # NumPy has 64 axes at most, and counts elements in 63 bits, of nothing too.
+    "many axes": (with_b(entry([1] * 64 + [4], 8, 24)), "tensor 'b' has no dtype, no"),
+    "endless axis": (
+        packed({"a": entry([6], 0, 24), "b": entry([0, 2**63], 24, 24)}),
+        "tensor 'b' has no dtype, no shape",
+    ),
     "one offset": (
         with_b({"dtype": "F32", "shape": [4], "data_offsets": [8]}),
         "tensor 'b' has no dtype, no shape that an array can have, or no two data_off",
@@ -126,6 +136,19 @@ def test_a_lie_is_refused_with_file_and_tensor_before_memory_is_taken(lie, tmp_p
     assert str(caught.value).startswith(
         f"source is {str(path)!r}; it is damaged or no safetensors file: "
     )
+
+
+def test_a_header_of_more_than_the_format_allows_is_not_read(tmp_path):
+    path = tmp_path / "long.safetensors"
+    path.write_bytes(struct.pack("<Q", 100_000_001))
+    os.truncate(path, 8 + 100_000_001)  # of zeros, which take no place on the disk
+    tracemalloc.start()
+    try:
+        with pytest.raises(ValueError, match="a header of 100000001 bytes, in a file"):
+            read_safetensors(path)
+        assert tracemalloc.get_traced_memory()[1] < 10**6
+    finally:
+        tracemalloc.stop()
 
 
 DTYPES = [

@@ -2,9 +2,9 @@
 
 ``from_torch(target, source)`` returns the target with torch's weights in it;
 ``to_torch(target)`` returns a state dict that torch loads; ``mapping(target, source)``
-is the map between them, which serves gradients and moments, too. How an array lies in
-memory follows from the type of the Flax module that holds it, and nothing is skipped,
-guessed, or cast unless asked for.
+is the map between them, which serves gradients, moments and activations, too. How an
+array lies in memory follows from the type of the Flax module that holds or returns it,
+and nothing is skipped, guessed, or cast unless asked for.
 
 A new type of layer is one rule in one place: ``register``, whose links ``same``,
 ``transposed``, ``permuted`` and ``Link`` make.
@@ -15,6 +15,7 @@ from jaxclip.convert._convert import mapping as mapping
 from jaxclip.convert._convert import to_torch as to_torch
 from jaxclip.convert._errors import ConversionError as ConversionError
 from jaxclip.convert._map.weight_map import WeightMap as WeightMap
+from jaxclip.convert._modules import ModulePair as ModulePair
 from jaxclip.convert._rules.links import Link as Link
 from jaxclip.convert._rules.links import permuted as permuted
 from jaxclip.convert._rules.links import same as same

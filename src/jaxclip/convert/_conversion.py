@@ -1,6 +1,6 @@
 """A conversion in two steps: all but the values is checked, then they are read."""
 
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from typing import Any
 
@@ -14,6 +14,7 @@ from jaxclip.convert._flatten import Flatten, flattened
 from jaxclip.convert._hints import hint
 from jaxclip.convert._map.weight_map import WeightMap
 from jaxclip.convert._match import Dtypes, Tensor, is_float, match
+from jaxclip.convert._modules import ModulePair, in_source
 from jaxclip.convert._names import Rename, target_names, without_wrapper
 from jaxclip.convert._plan import Entry, plan, remedies
 from jaxclip.convert._read import read
@@ -71,20 +72,19 @@ def plan_conversion(
     found = read_source(source, key)
     cast = _cast(dtype)
     names, problems = target_names(found.tensors, rename, ignore)
-    entries, unlinked = plan(model, paths(stacked))
-    entries, misnamed = flattened(entries, flatten)
+    planned = flattened(plan(model, paths(stacked)), flatten)
     notes = found.notes
     if rename is None:
-        wanted = {name for entry in entries for name in entry.names}
+        wanted = {name for entry in planned.entries for name in entry.names}
         names, taken = without_wrapper(names, wanted)
         notes += taken
     tensors = {new: Tensor(old, found.tensors[old]) for new, old in names.items()}
     dtypes = dtypes or Dtypes(cast=cast is not None)
-    fit = match(entries, tensors, dtypes, remedies(model))
-    problems = [*problems, *unlinked, *misnamed, *fit.problems]
+    fit = match(planned.entries, tensors, dtypes, remedies(model))
+    problems = [*problems, *planned.problems, *fit.problems]
     if problems:
         raise ConversionError(problems, hint(fit, names, rename))
-    weights = weight_map(fit.entries, names, notes)
+    weights = weight_map(fit.entries, planned.modules, names, notes)
 
     def place(leaf: Leaf, array: np.ndarray) -> jax.Array:
         like = model.leaves[leaf.path].value
@@ -107,7 +107,10 @@ def plan_conversion(
 
 
 def weight_map(
-    entries: Iterable[Entry], names: dict[str, str], notes: tuple[str, ...]
+    entries: Iterable[Entry],
+    modules: Sequence[ModulePair],
+    names: Mapping[str, str],
+    notes: tuple[str, ...],
 ) -> WeightMap:
     """Make a map that holds no values, and has the names of the source."""
     return WeightMap(
@@ -126,6 +129,7 @@ def weight_map(
             for entry in entries
         ),
         notes,
+        in_source(modules, names),
     )
 
 

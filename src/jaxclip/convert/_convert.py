@@ -13,7 +13,7 @@ from jaxclip.convert._map.weight_map import WeightMap, state_dict
 from jaxclip.convert._match import Dtypes
 from jaxclip.convert._names import Rename
 from jaxclip.convert._optional import need
-from jaxclip.convert._plan import Entry, plan
+from jaxclip.convert._plan import Plan, plan
 from jaxclip.convert._targets.target import read_target
 from jaxclip.convert._targets.tree import Target
 
@@ -194,7 +194,7 @@ def to_torch(
     """
     need("torch", extra="torch", reason="to_torch")
     model = read_target(target)
-    entries = _planned(model, flatten, stacked)
+    entries = _planned(model, flatten, stacked).entries
     values = {path: leaf.value for path, leaf in model.leaves.items()}
     return state_dict(tuple(entries), values)
 
@@ -212,7 +212,8 @@ def mapping(
     """Return the map between torch's names and a Flax model's variables.
 
     ``from_torch`` makes one and applies it to weights. By itself it serves whatever
-    is shaped as the weights are, in both directions, and can be printed and saved.
+    is shaped as the weights are, and what modules return, in both directions, and can
+    be printed and saved.
 
     Args:
         target: As ``from_torch`` takes it.
@@ -238,11 +239,16 @@ def mapping(
         ------  ------  ---------  ------  ------  -------
         weight  (2, 3)  transpose  kernel  (3, 2)  float32
         bias    (2,)    same       bias    (2,)    float32
+        <BLANKLINE>
+        torch module  output  Flax module  type
+        ------------  ------  -----------  ------
+        (the model)   same    (the model)  Linear
     """
     if source is None:
         if rename is not None or key is not None or tuple(ignore):
             raise TypeError("rename, ignore and key are for a source; there is none.")
-        return weight_map(_planned(read_target(target), flatten, stacked), {}, ())
+        found = _planned(read_target(target), flatten, stacked)
+        return weight_map(found.entries, found.modules, {}, ())
     return plan_conversion(
         target,
         source,
@@ -255,12 +261,9 @@ def mapping(
     ).mapping
 
 
-def _planned(
-    model: Target, flatten: Flatten | None, stacked: Iterable[str]
-) -> list[Entry]:
+def _planned(model: Target, flatten: Flatten | None, stacked: Iterable[str]) -> Plan:
     """Link every weight of a model, whatever the source."""
-    entries, unlinked = plan(model, paths(stacked))
-    entries, misnamed = flattened(entries, flatten)
-    if unlinked or misnamed:
-        raise ConversionError([*unlinked, *misnamed])
-    return entries
+    found = flattened(plan(model, paths(stacked)), flatten)
+    if found.problems:
+        raise ConversionError(found.problems)
+    return found

@@ -2,41 +2,40 @@
 
 import difflib
 import math
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import replace
 
 import numpy as np
 
-from jaxclip.convert._plan import Entry
-from jaxclip.convert._rules.links import Arrays, Link
+from jaxclip.convert._plan import Entry, Plan
+from jaxclip.convert._rules.links import Arrays, Link, is_same
 
 Flatten = Mapping[str, Sequence[int]]
 
 
-def flattened(
-    entries: Iterable[Entry], flatten: Flatten | None
-) -> tuple[list[Entry], list[str]]:
+def flattened(planned: Plan, flatten: Flatten | None) -> Plan:
     """Put the last axis of some tensors into the order of flattened channels last.
 
-    Args:
-        entries: The links of a model.
-        flatten: As ``from_torch`` takes it.
+    A tensor whose last axis is the last in Flax, too, a bias say, is not of what its
+    module takes, as the weight of a ``Linear`` is, but of what it returns. How that
+    lies is then not known.
 
-    Returns:
-        The links, and the problems.
+    Args:
+        planned: The links and the modules of a model.
+        flatten: As ``from_torch`` takes it.
 
     Raises:
         TypeError: If ``flatten`` is no mapping from names to shapes.
     """
-    entries = list(entries)
+    entries, problems = [*planned.entries], [*planned.problems]
     shapes = _shapes(flatten or {})
     names = {name for entry in entries for name in entry.names}
-    problems = []
+    returned = set()
     for key, shape in shapes.items():
         name = key if key in names else f"{key}.weight" if key else "weight"
         if name not in names:
-            modules = {other.rpartition(".")[0] for other in names}
-            near = difflib.get_close_matches(key, sorted(names | modules), n=3)
+            owners = {other.rpartition(".")[0] for other in names}
+            near = difflib.get_close_matches(key, sorted(names | owners), n=3)
             hint = f" Nearest: {', '.join(map(repr, near))}." if near else ""
             problems.append(
                 f"flatten has {key!r}; the target has no tensor of that name in torch, "
@@ -48,13 +47,19 @@ def flattened(
                 length = entry.expected[name].shape[-1:]
                 if length == (math.prod(shape),):
                     entries[index] = _channels_last(entry, name, shape)
+                    if is_same(entry.link):
+                        returned.add(name.rpartition(".")[0])
                 else:
                     problems.append(
                         f"flatten has {key!r}: {shape}, {math.prod(shape)} in all; the "
                         f"last axis of {name!r} {entry.expected[name].shape} must be "
                         "as long."
                     )
-    return entries, problems
+    modules = [
+        replace(pair, layout=None) if pair.torch in returned else pair
+        for pair in planned.modules
+    ]
+    return Plan(entries, modules, problems)
 
 
 def _shapes(flatten: Flatten) -> dict[str, tuple[int, ...]]:

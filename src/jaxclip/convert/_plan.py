@@ -3,13 +3,21 @@
 from collections.abc import Collection, Iterator, Mapping
 from dataclasses import dataclass, replace
 from functools import cached_property
+from typing import NamedTuple
 
 import jax
 import numpy as np
 
 from jaxclip.convert._errors import ConversionError
+from jaxclip.convert._modules import ModulePair, joined
 from jaxclip.convert._rules.links import Arrays, Link, Rule, same
-from jaxclip.convert._rules.registry import find_rule, is_flax, no_rule
+from jaxclip.convert._rules.registry import (
+    call_of,
+    find_rule,
+    is_flax,
+    no_rule,
+    output_layout,
+)
 from jaxclip.convert._stacked import layer_count, one_layer, stack
 from jaxclip.convert._targets.tree import Leaf, Node, Target
 
@@ -74,18 +82,27 @@ class Entry:
         return ", ".join(f"{leaf} {leaf.value.shape}" for leaf in self.leaves)
 
 
-def plan(
-    target: Target, stacked: Collection[str] = ()
-) -> tuple[list[Entry], list[str]]:
+class Plan(NamedTuple):
+    """How a whole model corresponds to torch's.
+
+    Attributes:
+        entries: The links of its weights, of which several are for the same variables
+            where those are reached by several names.
+        modules: Its modules that hold weights and return something, outer ones first.
+        problems: All that is wrong, in words.
+    """
+
+    entries: list[Entry]
+    modules: list[ModulePair]
+    problems: list[str]
+
+
+def plan(target: Target, stacked: Collection[str] = ()) -> Plan:
     """Link every weight of a model.
 
     Args:
         target: The model.
         stacked: The paths of modules that hold several layers as one.
-
-    Returns:
-        The entries, of which several are for the same variables where those are
-        reached by several names, and the problems.
     """
     problems = [
         f"{leaf} holds a {type(leaf.value).__name__}, not an array."
@@ -95,9 +112,10 @@ def plan(
     if not target.leaves:
         problems.append("target has no parameter to fill.")
     if problems:
-        return [], problems
+        return Plan([], [], problems)
     remaining = set(stacked)
-    entries = list(_entries(target.root, "", "", remaining, problems))
+    modules: list[ModulePair] = []
+    entries = list(_entries(target.root, "", "", remaining, modules, problems))
     problems += [
         f"stacked has {path!r}, which is no module in the target that holds variables."
         for path in stacked
@@ -110,7 +128,7 @@ def plan(
         for path, leaf in target.leaves.items()
         if path not in seen
     ]
-    return entries, [*problems, *_clashes(entries)]
+    return Plan(entries, modules, [*problems, *_clashes(entries)])
 
 
 def remedies(target: Target) -> dict[str, str]:
@@ -123,9 +141,9 @@ def _remedies(node: Node, prefix: str) -> Iterator[tuple[str, str]]:
     if rule is None:
         return
     for name, remedy in rule.remedies.items():
-        yield _join(prefix, name), remedy
+        yield joined(prefix, name), remedy
     for name, child in node.children.items():
-        yield from _remedies(child, _join(prefix, _visible(name, rule.hidden)))
+        yield from _remedies(child, joined(prefix, _visible(name, rule.hidden)))
 
 
 def _clashes(entries: list[Entry]) -> Iterator[str]:
@@ -139,7 +157,12 @@ def _clashes(entries: list[Entry]) -> Iterator[str]:
 
 
 def _entries(
-    node: Node, prefix: str, path: str, stacked: set[str], problems: list[str]
+    node: Node,
+    prefix: str,
+    path: str,
+    stacked: set[str],
+    modules: list[ModulePair],
+    problems: list[str],
 ) -> Iterator[Entry]:
     """Link what is in a module.
 
@@ -148,6 +171,7 @@ def _entries(
         prefix: What its names start with in torch.
         path: The same without the numbers of stacked layers.
         stacked: The paths of modules to take for several; each is removed when met.
+        modules: Where pairs of modules are added.
         problems: Where problems are added.
     """
     leaves = node.beneath()
@@ -167,6 +191,7 @@ def _entries(
         problems += [f"{_kind(node)} at {prefix!r}: {why}" for why in error.problems]
         return
     linked = {name for link in links for name in link.flax}
+    modules += _pair(node, prefix)
     problems += _unlinked(node, linked)
     for link in links:
         absent = [name for name in link.flax if name not in leaves]
@@ -175,7 +200,7 @@ def _entries(
             continue
         entry = Entry(
             link,
-            names=tuple(_join(prefix, name) for name in link.torch),
+            names=tuple(joined(prefix, name) for name in link.torch),
             leaves=tuple(leaves[name] for name in link.flax),
         )
         try:
@@ -191,8 +216,8 @@ def _entries(
         # A rule may speak for all that is in a module, submodules included.
         if not any(inner.startswith(f"{name}.") for inner in linked):
             seen = _visible(name, rule.hidden)
-            inside = _join(prefix, seen), _join(path, seen)
-            yield from _entries(child, *inside, stacked, problems)
+            inside = joined(prefix, seen), joined(path, seen)
+            yield from _entries(child, *inside, stacked, modules, problems)
 
 
 def _stacked_entries(
@@ -208,13 +233,28 @@ def _stacked_entries(
         )
         return
     whole = {leaf.path: leaf for leaf in leaves.values()}
-    for entry in _entries(one_layer(node), "", path, stacked, problems):
+    # Its modules are each several in torch, and none of them the whole.
+    for entry in _entries(one_layer(node), "", path, stacked, [], problems):
         link = stack(replace(entry.link, torch=entry.names), layers)
         yield Entry(
             link,
-            names=tuple(_join(prefix, name) for name in link.torch),
+            names=tuple(joined(prefix, name) for name in link.torch),
             leaves=tuple(whole[leaf.path] for leaf in entry.leaves),
         )
+
+
+def _pair(node: Node, prefix: str) -> Iterator[ModulePair]:
+    """Pair a module with torch's of that name, if it returns something."""
+    if call_of(type(node.module)) is None:
+        return
+    path, origin = ".".join(node.path), ".".join(node.origin)
+    yield ModulePair(
+        torch=prefix,
+        flax=path,
+        kind=_kind(node),
+        layout=output_layout(node.module),
+        alias_of=None if path == origin else origin,
+    )
 
 
 def _links(node: Node, rule: Rule) -> list[Link]:
@@ -256,7 +296,3 @@ def _listed(leaves: Mapping[str, Leaf]) -> str:
 def _visible(name: str, hidden: str | None) -> str:
     first, _, rest = name.partition(".")
     return rest if first == hidden else name
-
-
-def _join(prefix: str, name: str) -> str:
-    return ".".join(part for part in (prefix, name) if part)

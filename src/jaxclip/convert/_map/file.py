@@ -2,7 +2,7 @@
 
 import json
 from collections.abc import Sequence
-from dataclasses import replace
+from dataclasses import asdict, replace
 from pathlib import Path
 from typing import Any
 
@@ -13,11 +13,15 @@ import numpy as np
 from jaxclip._files import write_whole
 from jaxclip.convert._errors import ConversionError, Shape
 from jaxclip.convert._map.pieces import Piece, View, link_of, pieces, uncovered_by
+from jaxclip.convert._modules import ModulePair
 from jaxclip.convert._plan import Entry
+from jaxclip.convert._rules.layouts import Layout, checked
 from jaxclip.convert._rules.links import Link, narrowed
 from jaxclip.convert._targets.tree import Leaf
 
-_FORMAT = "jaxclip.convert map, version 1"
+_FORMAT = "jaxclip.convert map, version 2"
+
+_WITHOUT_MODULES = "jaxclip.convert map, version 1"
 
 _BAD = (
     *(ValueError, KeyError, TypeError, AttributeError, IndexError),
@@ -26,7 +30,12 @@ _BAD = (
 """What reading raises where the parts of a file are not as they should be."""
 
 
-def save(path: Path, entries: Sequence[Entry], notes: Sequence[str]) -> None:
+def save(
+    path: Path,
+    entries: Sequence[Entry],
+    notes: Sequence[str],
+    modules: Sequence[ModulePair],
+) -> None:
     """Write a map."""
     links = []
     problems: list[str] = []
@@ -37,25 +46,54 @@ def save(path: Path, entries: Sequence[Entry], notes: Sequence[str]) -> None:
             problems += error.problems
     if problems:
         raise ConversionError(problems)
-    whole = {"format": _FORMAT, "notes": [*notes], "links": links}
+    whole = {
+        "format": _FORMAT,
+        "notes": [*notes],
+        "links": links,
+        "modules": [asdict(pair) for pair in modules],
+    }
     text = json.dumps(whole, indent=1)
     write_whole(path, lambda file: file.write(text.encode()))
 
 
-def load(path: Path) -> tuple[tuple[Entry, ...], tuple[str, ...]]:
+def load(
+    path: Path,
+) -> tuple[tuple[Entry, ...], tuple[str, ...], tuple[ModulePair, ...]]:
     """Read a map, and check that it moves each element once."""
     try:
         whole = json.loads(path.read_bytes())
-        if whole["format"] != _FORMAT:
+        if whole["format"] not in (_FORMAT, _WITHOUT_MODULES):
             raise ValueError(f"its format is {whole['format']!r}, not {_FORMAT!r}")
         entries = tuple(map(_entry, whole["links"]))
         notes = tuple(map(str, whole["notes"]))
+        modules = _modules(whole["modules"]) if whole["format"] == _FORMAT else ()
     except FileNotFoundError:
         raise FileNotFoundError(f"there is no map at {str(path)!r}.") from None
     except _BAD as error:
         reason = f"it lacks {error}" if isinstance(error, KeyError) else error
         raise ValueError(f"{str(path)!r} is damaged or no map: {reason}.") from None
-    return entries, notes
+    return entries, notes, modules
+
+
+def _modules(said: list[dict[str, Any]]) -> tuple[ModulePair, ...]:
+    modules = tuple(
+        ModulePair(
+            str(pair["torch"]),
+            str(pair["flax"]),
+            str(pair["kind"]),
+            _layout(pair["layout"]),
+            None if pair["alias_of"] is None else str(pair["alias_of"]),
+        )
+        for pair in said
+    )
+    for paths in ([pair.torch for pair in modules], [pair.flax for pair in modules]):
+        if len(set(paths)) < len(paths):
+            raise ValueError("it has several modules at one path")
+    return modules
+
+
+def _layout(said: Any) -> Layout | None:
+    return None if said is None else checked(said, "a layout")
 
 
 def _said(entry: Entry) -> dict[str, Any]:

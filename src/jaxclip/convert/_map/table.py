@@ -4,23 +4,45 @@ from collections.abc import Iterator, Sequence
 from itertools import permutations
 
 from jaxclip.convert._map.pieces import Piece, contiguous, pieces
+from jaxclip.convert._modules import ModulePair
 from jaxclip.convert._plan import Entry
+
+_WHOLE = "(the model)"
 
 _MOST_AXES = 6
 """Of arrays for which it is tried whether their axes are permuted."""
 
 _HEAD = ("torch", "shape", "layout", "Flax", "shape", "dtype")
+_MODULES_HEAD = ("torch module", "output", "Flax module", "type")
 
 
-def table(entries: Sequence[Entry], notes: Sequence[str]) -> str:
-    """Show each tensor, how it is laid out in Flax, and in which variable."""
-    rows = [_HEAD, *(row for entry in entries for row in _rows(entry))]
+def table(
+    entries: Sequence[Entry], notes: Sequence[str], modules: Sequence[ModulePair]
+) -> str:
+    """Show each tensor, how it is laid out in Flax, and in which variable.
+
+    Below, each module and how its output is laid out, if there are any.
+    """
+    lines = _aligned([_HEAD, *(row for entry in entries for row in _rows(entry))])
+    if modules:
+        lines += ["", *_aligned([_MODULES_HEAD, *map(_module_row, modules)])]
+    return "\n".join([*lines, *(f"Note: {note}." for note in notes)])
+
+
+def _aligned(rows: Sequence[tuple[str, ...]]) -> list[str]:
     widths = [max(map(len, column)) for column in zip(*rows, strict=True)]
-    lines = [
+    return [
         "  ".join(map(str.ljust, row, widths)).rstrip()
         for row in (rows[0], tuple("-" * width for width in widths), *rows[1:])
     ]
-    return "\n".join([*lines, *(f"Note: {note}." for note in notes)])
+
+
+def _module_row(pair: ModulePair) -> tuple[str, ...]:
+    layout = "unknown" if pair.layout is None else pair.layout
+    flax = pair.flax or _WHOLE
+    if pair.alias_of is not None:
+        flax = f"{flax} = {pair.alias_of}"
+    return pair.torch or _WHOLE, str(layout), flax, pair.kind
 
 
 def _rows(entry: Entry) -> Iterator[tuple[str, ...]]:

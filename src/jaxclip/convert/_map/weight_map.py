@@ -11,9 +11,12 @@ import jax
 from jaxclip._arrays import to_numpy
 from jaxclip.convert._arrays import to_jax, to_tensor
 from jaxclip.convert._errors import ConversionError
+from jaxclip.convert._map import activations as outputs
 from jaxclip.convert._map import file as map_file
+from jaxclip.convert._map.activations import Layouts
 from jaxclip.convert._map.table import table
 from jaxclip.convert._match import Dtypes, Tensor, match
+from jaxclip.convert._modules import ModulePair
 from jaxclip.convert._plan import Entry
 from jaxclip.convert._read import read
 from jaxclip.convert._targets.nnx_models import is_no_weight
@@ -29,15 +32,21 @@ class WeightMap:
 
     ``convert.mapping`` makes one from a model. It holds names, shapes and layouts,
     and no values, so that it serves whatever is shaped as the weights are: gradients,
-    an optimizer's moments, running averages. Printed, it is a table.
+    an optimizer's moments, running averages; and what the modules return. Printed, it
+    is a table.
 
     Attributes:
         entries: The links, each at its place in the model.
         notes: What was found out in making it, in words.
+        modules: The modules that hold weights and return something, where one of torch
+            and one of Flax are the same, outer ones first: with their paths and how
+            their outputs lie. Modules in stacked layers are several in torch and are
+            not among them.
     """
 
     entries: tuple[Entry, ...]
     notes: tuple[str, ...] = ()
+    modules: tuple[ModulePair, ...] = ()
 
     # Where users import it from, which is what they should see.
     __module__ = "jaxclip.convert"
@@ -144,6 +153,111 @@ class WeightMap:
             ),
         )
 
+    def activations_to_flax(self, activations: Mapping[str, Any]) -> dict[str, Any]:
+        """Lay what torch modules returned out as the Flax modules return it.
+
+        A convolution's output is ``(N, C, H, W)`` in torch and ``(N, H, W, C)`` in
+        Flax. How a module's output lies follows from the type of the Flax module, and
+        is else what ``with_layouts`` says; nothing is guessed from a shape. A layer
+        with a ``batch_first`` is taken to have the same one on both sides.
+
+        Args:
+            activations: Outputs by the paths of torch modules, of any of those in
+                ``modules``: a tensor or an array, or several in tuples, lists or
+                dicts, as of an LSTM, or of a module that is called several times.
+
+        Returns:
+            The arrays by the paths of the Flax modules, dtypes and structure kept:
+            torch's ``MultiheadAttention`` returns a pair, of which Flax's own returns
+            the first.
+
+        Raises:
+            ConversionError: If a path is not in ``modules``, the layout of a module
+                is not known, or an output does not have the axes that it speaks of.
+
+        Example:
+            >>> import numpy as np
+            >>> from flax import nnx
+            >>> from jaxclip.convert import mapping
+            >>> conv = nnx.Conv(3, 8, (3, 3), rngs=nnx.Rngs(0))
+            >>> weights = mapping(nnx.Dict(conv=conv))
+            >>> images = np.zeros((1, 8, 5, 6))
+            >>> weights.activations_to_flax({"conv": images})["conv"].shape
+            (1, 5, 6, 8)
+        """
+        pairs = {pair.torch: pair for pair in self.modules}
+        return outputs.to_flax(pairs, activations, to_jax)
+
+    def activations_to_torch(self, activations: Mapping[str, Any]) -> dict[str, Any]:
+        """Lay what Flax modules returned out as the torch modules return it.
+
+        The inverse of ``activations_to_flax``.
+
+        Args:
+            activations: Outputs by the paths of Flax modules.
+
+        Returns:
+            The tensors by the paths of the torch modules: copies, on the CPU.
+
+        Raises:
+            ConversionError: As ``activations_to_flax`` raises it.
+            ImportError: If torch is missing.
+
+        Example:
+            >>> import numpy as np
+            >>> from flax import nnx
+            >>> from jaxclip.convert import mapping
+            >>> weights = mapping(nnx.Dict(norm=nnx.BatchNorm(8, rngs=nnx.Rngs(0))))
+            >>> images = np.zeros((1, 5, 6, 8))
+            >>> weights.activations_to_torch({"norm": images})["norm"].shape
+            torch.Size([1, 8, 5, 6])
+        """
+        pairs = {pair.flax: pair for pair in self.modules}
+        return outputs.to_torch(pairs, activations, to_tensor)
+
+    def with_layouts(self, layouts: Layouts) -> "WeightMap":
+        """Say how outputs lie where the types of the Flax modules do not.
+
+        A container of your own may return anything, and an activation or a pooling
+        that holds no weights is not in ``modules``.
+
+        Args:
+            layouts: A mapping from the path of a torch module, or a pattern
+                (``"stages.*"``, as in ``fnmatch``, the first that fits), to a layout;
+                or a function from path to layout, or to None to leave it. A layout is
+                ``"same"``; ``"channels_last"``, which moves torch's second axis to the
+                end; ``"channels_last_1d"``, ``"_2d"`` or ``"_3d"``, which moves the
+                one before so many spatial axes, whether there is one of a batch or
+                not; a permutation that says for each axis of Flax's which of torch's
+                it is, as ``(1, 0, 2)`` does where one side has time first; or a tuple
+                of these for a module that returns a tuple. A path counts for more than
+                what a type says, a pattern must agree with it. A path that is not in
+                ``modules`` is added to them: the Flax module is taken to have the same
+                name, within the same module.
+
+        Returns:
+            A new map.
+
+        Raises:
+            ConversionError: If a pattern matches nothing or contradicts a type.
+            TypeError: If ``layouts`` is neither a mapping nor a function.
+            ValueError: If a layout is none.
+
+        Example:
+            >>> from flax import nnx
+            >>> from jaxclip.convert import mapping
+            >>> class Net(nnx.Module):
+            ...     def __init__(self):
+            ...         self.conv = nnx.Conv(1, 2, (3, 3), rngs=nnx.Rngs(0))
+            ...     def __call__(self, images):
+            ...         return self.conv(images).mean((1, 2))
+            >>> for pair in mapping(Net()).with_layouts({"": "same"}).modules:
+            ...     print(repr(pair.torch), pair.kind, pair.layout)
+            '' Net same
+            'conv' Conv channels_last_2d
+        """
+        return replace(self, modules=outputs.with_layouts(self.modules, layouts))
+
     def save(self, path: str | os.PathLike[str]) -> None:
         """Write the map as JSON: names, shapes, and which elements go where.
 
@@ -152,11 +266,13 @@ class WeightMap:
                 where a rule adds two biases.
             OSError: If the file cannot be written. It is written whole or not at all.
         """
-        map_file.save(FilePath(path), self.entries, self.notes)
+        map_file.save(FilePath(path), self.entries, self.notes, self.modules)
 
     @classmethod
     def load(cls, path: str | os.PathLike[str]) -> "WeightMap":
         """Read a map that ``save`` wrote.
+
+        One of version 1 has no modules, and does not serve activations.
 
         Raises:
             FileNotFoundError: If there is no such file.
@@ -167,7 +283,7 @@ class WeightMap:
 
     def __str__(self) -> str:
         """Show the map as a table."""
-        return table(self.entries, self.notes)
+        return table(self.entries, self.notes, self.modules)
 
     @property
     def _leaves(self) -> dict[Path, Leaf]:

@@ -8,6 +8,7 @@ from flax import nnx
 
 from jaxclip import models
 from jaxclip.convert._errors import ConversionError
+from jaxclip.convert._rules.layouts import SAME
 from jaxclip.convert._rules.links import Link, Rule, Variables, raw, same
 from jaxclip.models import linen
 
@@ -124,6 +125,7 @@ _apart = {
 
 _flax_rule = Rule(
     _attention,
+    layout=SAME,
     torch=("MultiheadAttention",),
     note="True in a mask keeps; no `add_bias_kv`, no `add_zero_attn`; NNX's softmax is "
     "float32 even under float64",
@@ -131,6 +133,7 @@ _flax_rule = Rule(
 )
 _own_rule = Rule(
     raw,
+    layout=SAME,
     torch=("MultiheadAttention",),
     note="torch's arguments, masks and names; `batch_first` is the default",
     remedies=_apart,
@@ -138,11 +141,13 @@ _own_rule = Rule(
 
 _transformer_layer_rule = Rule(
     raw,
+    layout=SAME,
     torch=("TransformerEncoderLayer", "TransformerDecoderLayer"),
     note="torch's arguments, masks and names; `batch_first` is the default",
 )
 _transformer_rule = Rule(
     raw,
+    layout=SAME,
     torch=("TransformerEncoder", "TransformerDecoder"),
     note="takes a function that makes a layer",
 )

@@ -1,12 +1,14 @@
 """Rules for convolutions and transposed convolutions, of any number of axes."""
 
 from collections.abc import Iterator
+from typing import Any
 
 import numpy as np
 from flax import linen as nn
 from flax import nnx
 
 from jaxclip import models
+from jaxclip.convert._rules.layouts import Layout, channels_last
 from jaxclip.convert._rules.links import Link, Rule, Variables, named, permuted, same
 from jaxclip.convert._rules.parametrized import REMEDIES
 from jaxclip.models import linen
@@ -49,17 +51,26 @@ def _conv_transpose(
         yield same("bias", "bias")
 
 
+def _layout(layer: Any) -> Layout | None:
+    """Return how the output lies, from the number of spatial axes."""
+    own_nnx = isinstance(layer, models.ConvTranspose)
+    sizes = layer.window.kernel_size if own_nnx else layer.kernel_size
+    return channels_last(1 if isinstance(sizes, int) else len(sizes))
+
+
 _CONV = ("Conv1d", "Conv2d", "Conv3d")
 _CONV_TRANSPOSE = ("ConvTranspose1d", "ConvTranspose2d", "ConvTranspose3d")
 
 _conv_rule = Rule(
     _conv,
+    layout=_layout,
     torch=_CONV,
     note="channels last; integer `padding`: at a stride `'SAME'` pads elsewhere",
     remedies=REMEDIES,
 )
 _conv_transpose_rule = Rule(
     _conv_transpose,
+    layout=_layout,
     torch=_CONV_TRANSPOSE,
     note="no groups; pad `d(k-1) - p` before, and `output_padding` more behind",
     remedies={
@@ -70,6 +81,7 @@ _conv_transpose_rule = Rule(
 )
 _own_conv_transpose_rule = Rule(
     named({"weight": "weight", "bias": "bias"}),
+    layout=_layout,
     torch=_CONV_TRANSPOSE,
     note="torch's arguments, groups and `output_padding` included",
     remedies=REMEDIES,

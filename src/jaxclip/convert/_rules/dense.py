@@ -8,6 +8,7 @@ from flax import nnx
 
 from jaxclip import models
 from jaxclip.convert._errors import ConversionError
+from jaxclip.convert._rules.layouts import SAME, Layout
 from jaxclip.convert._rules.links import (
     Link,
     Rule,
@@ -54,6 +55,14 @@ def _general(
         yield reshaped("bias", "bias", (rows,), variables["bias"].shape)
 
 
+def _general_layout(layer: nnx.LinearGeneral | nn.DenseGeneral) -> Layout | None:
+    """Return how the output lies, if its features are one axis as in torch."""
+    features = (
+        layer.out_features if isinstance(layer, nnx.LinearGeneral) else layer.features
+    )
+    return SAME if isinstance(features, int) or len(features) == 1 else None
+
+
 _einsum = named({"kernel": "weight", "bias": "bias"})
 _embed = named({"embedding": "weight"})
 
@@ -62,17 +71,25 @@ _DENSE = "the kernel is the transposed weight; after a flatten, say `flatten=`"
 _GENERAL = "the matrix between the flattened axes; no batch axes"
 _EINSUM = "a raw `weight` (and `bias`) for the same subscripts"
 
+_linear_rule = Rule(
+    _linear, layout=SAME, torch=("Linear",), note=_DENSE, remedies=REMEDIES
+)
+_general_rule = Rule(_general, layout=_general_layout, torch=("Linear",), note=_GENERAL)
+_bilinear_rule = Rule(raw, layout=SAME, torch=("Bilinear",))
+_embed_rule = Rule(_embed, layout=SAME, torch=("Embedding",), note="no `padding_idx`")
+_own_embed_rule = Rule(_embed, layout=SAME, torch=("Embedding",))
+
 RULES: dict[type, Rule] = {
-    nnx.Linear: Rule(_linear, torch=("Linear",), note=_DENSE, remedies=REMEDIES),
-    nn.Dense: Rule(_linear, torch=("Linear",), note=_DENSE, remedies=REMEDIES),
-    nnx.LinearGeneral: Rule(_general, torch=("Linear",), note=_GENERAL),
-    nn.DenseGeneral: Rule(_general, torch=("Linear",), note=_GENERAL),
+    nnx.Linear: _linear_rule,
+    nn.Dense: _linear_rule,
+    nnx.LinearGeneral: _general_rule,
+    nn.DenseGeneral: _general_rule,
     nnx.Einsum: Rule(_einsum, torch=("torch.einsum",), note=_EINSUM),
     nn.Einsum: Rule(_einsum, torch=("torch.einsum",), note=_EINSUM),
-    models.Bilinear: Rule(raw, torch=("Bilinear",)),
-    linen.Bilinear: Rule(raw, torch=("Bilinear",)),
-    nnx.Embed: Rule(_embed, torch=("Embedding",), note="no `padding_idx`"),
-    nn.Embed: Rule(_embed, torch=("Embedding",), note="no `padding_idx`"),
-    models.Embed: Rule(_embed, torch=("Embedding",)),
-    linen.Embed: Rule(_embed, torch=("Embedding",)),
+    models.Bilinear: _bilinear_rule,
+    linen.Bilinear: _bilinear_rule,
+    nnx.Embed: _embed_rule,
+    nn.Embed: _embed_rule,
+    models.Embed: _own_embed_rule,
+    linen.Embed: _own_embed_rule,
 }

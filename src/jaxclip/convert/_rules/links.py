@@ -7,6 +7,7 @@ from typing import Any
 import numpy as np
 
 from jaxclip.convert._errors import ConversionError
+from jaxclip.convert._rules.layouts import Layout
 
 Arrays = tuple[np.ndarray, ...]
 
@@ -50,6 +51,11 @@ Links = Callable[[Any, Variables], Iterable[Link]]
 """Takes a module and its own variables, and yields the links of its numbers."""
 
 
+Output = Layout | Callable[[Any], Any] | None
+"""How a module's output lies: a layout, or a function that takes the module and
+returns one, or the module inside it whose output it returns, or None."""
+
+
 @dataclass(frozen=True)
 class Rule:
     """How a type of Flax module corresponds to a torch module.
@@ -60,6 +66,7 @@ class Rule:
             one that no torch module corresponds to.
         hidden: An attribute that torch's names leave out: ``nnx.Sequential`` calls
             ``layers.0`` what torch calls ``0``.
+        layout: How its output lies; None where its type does not say.
         torch: What the table of layers calls the torch modules.
         note: What the table says is to be minded.
         remedies: What to do about a tensor, by torch's name for it, that this type
@@ -68,6 +75,7 @@ class Rule:
 
     links: Links
     hidden: str | None = None
+    layout: Output = None
     torch: tuple[str, ...] = ()
     note: str = ""
     remedies: Mapping[str, str] = field(default_factory=dict)
@@ -85,6 +93,11 @@ def same(torch: str, flax: str) -> Link:
         ('scale',)
     """
     return Link((torch,), (flax,))
+
+
+def is_same(link: Link) -> bool:
+    """Say whether a link leaves its tensors as they are."""
+    return link.to_flax is _unchanged
 
 
 def transposed(torch: str, flax: str) -> Link:

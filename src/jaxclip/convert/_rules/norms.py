@@ -1,11 +1,13 @@
 """Rules for normalisation layers."""
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
+from typing import Any
 
 from flax import linen as nn
 from flax import nnx
 
 from jaxclip import models
+from jaxclip.convert._rules.layouts import CHANNELS_LAST, SAME, Layout
 from jaxclip.convert._rules.links import Link, Rule, Variables, named, narrowed, same
 from jaxclip.models import linen
 
@@ -22,11 +24,29 @@ def _own_batch_norm(layer: object, variables: Variables) -> Iterator[Link]:
     return (narrowed(same(n, n)) if n == COUNT else same(n, n) for n in variables)
 
 
+def _batch_norm_layout(layer: nnx.BatchNorm | nn.BatchNorm) -> Layout | None:
+    return _layout(layer.axis)
+
+
+def _instance_norm_layout(layer: nnx.InstanceNorm | nn.InstanceNorm) -> Layout | None:
+    return _layout(layer.feature_axes)
+
+
+def _layout(axes: Any) -> Layout | None:
+    """Return how the output lies, from the axis of the channels: in torch the second.
+
+    Without spatial axes the second is the last, too.
+    """
+    channels = tuple(axes) if isinstance(axes, Sequence) else (axes,)
+    return {(-1,): CHANNELS_LAST, (1,): SAME}.get(channels)
+
+
 _BATCH_NORM = ("BatchNorm1d", "BatchNorm2d", "BatchNorm3d", "SyncBatchNorm")
 _INSTANCE_NORM = ("InstanceNorm1d", "InstanceNorm2d", "InstanceNorm3d")
 
 _batch_norm_rule = Rule(
     _batch_norm,
+    layout=_batch_norm_layout,
     torch=_BATCH_NORM,
     note="in training its running variance is another; statistics of float32; "
     f"`ignore=['*{COUNT}']`",
@@ -37,10 +57,14 @@ _batch_norm_rule = Rule(
     },
 )
 _own_batch_norm_rule = Rule(
-    _own_batch_norm, torch=_BATCH_NORM, note="torch's arguments and statistics"
+    _own_batch_norm,
+    layout=CHANNELS_LAST,
+    torch=_BATCH_NORM,
+    note="torch's arguments and statistics",
 )
 _instance_norm_rule = Rule(
     _affine,
+    layout=_instance_norm_layout,
     torch=_INSTANCE_NORM,
     note="`epsilon=1e-5`; no running statistics",
     remedies=dict.fromkeys(
@@ -52,6 +76,7 @@ _instance_norm_rule = Rule(
 )
 _layer_norm_rule = Rule(
     _affine,
+    layout=SAME,
     torch=("LayerNorm",),
     note="`epsilon=1e-5`; several axes in Linen alone",
     remedies=dict.fromkeys(
@@ -61,10 +86,14 @@ _layer_norm_rule = Rule(
     ),
 )
 _group_norm_rule = Rule(
-    _affine, torch=("GroupNorm",), note="`epsilon=1e-5`; 32 groups unless told"
+    _affine,
+    layout=CHANNELS_LAST,
+    torch=("GroupNorm",),
+    note="`epsilon=1e-5`; 32 groups unless told",
 )
 _rms_norm_rule = Rule(
     _affine,
+    layout=SAME,
     torch=("RMSNorm",),
     note="`epsilon=jnp.finfo(dtype).eps` for torch's `eps=None`",
 )

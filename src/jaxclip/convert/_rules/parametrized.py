@@ -117,15 +117,22 @@ def _refuse(why: str) -> NoReturn:
     raise ConversionError([why])
 
 
+def _layer(module: Any) -> Any:
+    """Return the layer inside, whose output this is."""
+    return module.layer_instance if isinstance(module, nn.WeightNorm) else module.layer
+
+
 _WEIGHT_NORM = ("parametrizations.weight_norm",)
 _SPECTRAL_NORM = ("parametrizations.spectral_norm",)
 _NOTE = "around Linear, Dense, Conv"
 
 _weight_norm_rule, _linen_weight_norm_rule = (
-    Rule(links, torch=_WEIGHT_NORM, note=_NOTE, remedies=_RENAME)
+    Rule(links, layout=_layer, torch=_WEIGHT_NORM, note=_NOTE, remedies=_RENAME)
     for links in (_weight_norm, _linen_weight_norm)
 )
-_spectral_norm_rule = Rule(_spectral_norm, torch=_SPECTRAL_NORM, note=_NOTE)
+_spectral_norm_rule = Rule(
+    _spectral_norm, layout=_layer, torch=_SPECTRAL_NORM, note=_NOTE
+)
 
 RULES: dict[type, Rule] = {
     models.WeightNorm: _weight_norm_rule,

@@ -11,6 +11,7 @@ from flax import linen as nn
 from flax import nnx
 
 from jaxclip import models
+from jaxclip.convert._rules.layouts import SAME
 from jaxclip.convert._rules.links import Rule, raw
 from jaxclip.models import linen
 
@@ -48,11 +49,15 @@ def refusal(module_type: type) -> str | None:
 
 _layer_rule = Rule(
     raw,
+    layout=SAME,
     torch=("RNN", "GRU", "LSTM"),
     note="torch's arguments and names; `batch_first` is the default",
 )
 _cell_rule = Rule(
-    raw, torch=("RNNCell", "GRUCell", "LSTMCell"), note="torch's arguments and names"
+    raw,
+    layout=SAME,
+    torch=("RNNCell", "GRUCell", "LSTMCell"),
+    note="torch's arguments and names",
 )
 
 RULES: dict[type, Rule] = {

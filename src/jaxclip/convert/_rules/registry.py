@@ -17,11 +17,13 @@ from jaxclip.convert._rules import (
     containers,
     conv,
     dense,
+    mirrors,
     norms,
     parametrized,
     recurrent,
 )
-from jaxclip.convert._rules.links import Links, Rule
+from jaxclip.convert._rules.layouts import Layout, checked
+from jaxclip.convert._rules.links import Links, Output, Rule
 
 L = TypeVar("L", bound=Links)
 
@@ -34,6 +36,7 @@ RULES: dict[type, Rule] = {
     **activations.RULES,
     **parametrized.RULES,
     **containers.RULES,
+    **mirrors.RULES,
 }
 """The rule for each type, and for the types that users derive from it."""
 
@@ -46,6 +49,7 @@ def register(
     links: L,
     *,
     hidden: str | None = None,
+    layout: Output = None,
     remedies: Mapping[str, str] | None = None,
 ) -> L: ...
 
@@ -56,6 +60,7 @@ def register(
     links: None = None,
     *,
     hidden: str | None = None,
+    layout: Output = None,
     remedies: Mapping[str, str] | None = None,
 ) -> Callable[[L], L]: ...
 
@@ -65,6 +70,7 @@ def register(
     links: Any = None,
     *,
     hidden: str | None = None,
+    layout: Output = None,
     remedies: Mapping[str, str] | None = None,
 ) -> Any:
     """Say how a type of Flax module corresponds to a torch module.
@@ -81,6 +87,10 @@ def register(
             that function.
         hidden: An attribute that torch's names leave out: with ``hidden="layers"``
             torch's ``0.weight`` is what Flax calls ``layers.0``.
+        layout: How the output lies, for activations: one of the words and forms that
+            ``WeightMap.with_layouts`` takes; or a function that takes a module and
+            returns one of them, or a module inside it whose output it returns, or
+            None. If left out, that is not known of the type.
         remedies: What an error is to say about a tensor, by torch's name for it, that
             the type has nowhere to put, or not in that shape.
 
@@ -90,6 +100,7 @@ def register(
     Raises:
         TypeError: If ``module_type`` is no class of Flax modules, or ``links`` is no
             function.
+        ValueError: If ``layout`` is none.
 
     Example:
         A layer that scales and shifts, where torch keeps both in one tensor:
@@ -101,7 +112,7 @@ def register(
         ...     def __init__(self, features):
         ...         self.scale = nnx.Param(np.ones(features, "f"))
         ...         self.shift = nnx.Param(np.zeros(features, "f"))
-        >>> @register(Affine)
+        >>> @register(Affine, layout="same")
         ... def affine(layer, variables):
         ...     yield Link(
         ...         torch=("weight",),
@@ -140,6 +151,8 @@ def register(
         )
     if not (hidden is None or isinstance(hidden, str)):
         raise TypeError(f"hidden is {hidden!r}; it must be the name of an attribute.")
+    if not (layout is None or callable(layout)):
+        layout = checked(layout, "layout")
 
     def add(links: L) -> L:
         if not callable(links):
@@ -147,7 +160,7 @@ def register(
                 f"links is {links!r}; it must be a function that takes a module and "
                 "its variables and yields a Link for each tensor."
             )
-        RULES[module_type] = Rule(links, hidden, remedies=dict(remedies or {}))
+        RULES[module_type] = Rule(links, hidden, layout, remedies=dict(remedies or {}))
         return links
 
     return add if links is None else add(links)
@@ -163,6 +176,45 @@ def find_rule(module_type: type) -> Rule | None:
         if ancestor in RULES or is_flax(ancestor):
             return RULES.get(ancestor)
     return None
+
+
+def output_layout(module: object) -> Layout | None:
+    """Return how the output of a module lies, if its type says so.
+
+    A class derived from ``nnx.Conv`` is laid out as that is, unless it has a
+    ``__call__`` of its own, which may do anything.
+    """
+    for ancestor in type(module).__mro__:
+        rule = RULES.get(ancestor)
+        if rule is None or rule.layout is None:
+            if is_flax(ancestor):
+                return None
+            continue
+        if not _called_as(type(module), ancestor):
+            return None
+        if not callable(rule.layout):
+            return rule.layout
+        said = rule.layout(module)
+        if said is None:
+            return None
+        if isinstance(said, _MODULES):
+            return output_layout(said)
+        return checked(said, f"the layout of {type(module).__qualname__}")
+    return None
+
+
+def _called_as(module_type: type, ancestor: type) -> bool:
+    """Say whether a type has the ``__call__`` of an ancestor."""
+    return call_of(module_type) is call_of(ancestor) is not None
+
+
+def call_of(module_type: type) -> object:
+    """Return the ``__call__`` of a type's modules, or None if they have none."""
+    # That of the metaclass, which makes a module of the type, is another.
+    return next(
+        (vars(t)["__call__"] for t in module_type.__mro__ if "__call__" in vars(t)),
+        None,
+    )
 
 
 def is_flax(module_type: type) -> bool:

@@ -57,23 +57,38 @@ def linen_target(module: nn.Module, variables: Mapping[str, Any]) -> Target:
         # The owner is the innermost module that can be seen.
         depth = max(n for n in range(len(path) - 1) if path[1 : n + 1] in scopes)
         owned[path[1 : depth + 1]][".".join(path[depth + 1 :])] = leaf
-    return Target(_node(root, owned, frozenset()), leaves, filled)
+    return Target(_node(root, (), owned, set(), frozenset()), leaves, filled)
 
 
 def _node(
     module: nn.Module,
+    place: Path,
     owned: Mapping[Path, Mapping[str, Leaf]],
+    seen: set[Path],
     ancestors: frozenset[int],
 ) -> Node:
+    """Make the node of a module.
+
+    Args:
+        module: The module.
+        place: Where it lies if Flax has it elsewhere, too.
+        owned: The variables of each module, by its path.
+        seen: The paths that have nodes already, to which this one is added.
+        ancestors: The modules around it.
+    """
+    path = place if module.path in seen else module.path
+    seen.add(module.path)
     ancestors |= {id(module)}
     children = {
-        name: _node(child, owned, ancestors)
+        name: _node(child, (*path, *name.split(".")), owned, seen, ancestors)
         for name, child in _children(module)
         if id(child) not in ancestors
     }
     own = owned[module.path]
     return Node(
         module,
+        path,
+        module.path,
         leaves={name: leaf for name, leaf in own.items() if "." not in name},
         children=children,
         unseen={name: leaf for name, leaf in own.items() if "." in name},

@@ -25,7 +25,11 @@ def nnx_target(module: nnx.Module) -> Target:
             variable.set_value(values[path])
         return copy
 
-    root = _node(module, leaves, frozenset())
+    origins: dict[int, Path] = {}
+    for path, part in nnx.iter_graph(module):
+        if isinstance(part, nnx.Pytree):
+            origins.setdefault(id(part), tuple(map(str, path)))
+    root = _node(module, (), leaves, origins, frozenset())
     return Target(root, {leaf.path: leaf for leaf in leaves.values()}, filled)
 
 
@@ -48,7 +52,11 @@ def _weights(module: nnx.Module) -> Iterator[tuple[Path, nnx.Variable[object]]]:
 
 
 def _node(
-    module: nnx.Pytree, known: Mapping[int, Leaf], ancestors: frozenset[int]
+    module: nnx.Pytree,
+    path: Path,
+    known: Mapping[int, Leaf],
+    origins: Mapping[int, Path],
+    ancestors: frozenset[int],
 ) -> Node:
     ancestors |= {id(module)}
     leaves: dict[str, Leaf] = {}
@@ -61,7 +69,8 @@ def _node(
             if isinstance(part, nnx.Pytree):
                 # A module that points back at its parent is no part of itself.
                 if id(part) not in ancestors:
-                    children[name] = _node(part, known, ancestors)
+                    place = (*path, *name.split("."))
+                    children[name] = _node(part, place, known, origins, ancestors)
             elif id(part) in known:
                 leaves[name] = known[id(part)]
-    return Node(module, leaves, children)
+    return Node(module, path, origins[id(module)], leaves, children)

@@ -38,6 +38,8 @@ class Node:
 
     Attributes:
         module: The module.
+        path: Where it lies.
+        origin: Where Flax lists it: another place if it is reached by several names.
         leaves: Its own variables by attribute, where an index into a list or a key
             of a dict follows after a dot: ``"blocks.0"``.
         children: The modules in it, named in the same way.
@@ -46,6 +48,8 @@ class Node:
     """
 
     module: object
+    path: Path
+    origin: Path
     leaves: Mapping[str, Leaf]
     children: Mapping[str, "Node"]
     unseen: Mapping[str, Leaf] = field(default_factory=dict)
