@@ -44,6 +44,7 @@ MAY_IMPORT = {
     },
     "_arrays": {"jax", "numpy", "torch (lazily)"},
     "models": {"flax", "jax"},
+    "optim": {"_core", "jax", "numpy", "optax"},
     "_files": set(),
     "convert": {
         "_arrays",
