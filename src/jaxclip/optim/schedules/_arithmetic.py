@@ -44,8 +44,9 @@ def as_float(whole: Whole | int) -> Real:
 def lookup(table: np.ndarray[Any, Any], index: Whole) -> Real:
     """Return the entries of a table of float64; past its end, the last."""
     if isinstance(index, jax.Array):
-        entries = jnp.asarray(table, float_dtype())
-        return jnp.take(entries, index, mode="clip")
+        with np.errstate(over="ignore"):
+            entries = table.astype(float_dtype())
+        return jnp.take(jnp.asarray(entries), index, mode="clip")
     return np.take(table, index, mode="clip")
 
 

@@ -111,7 +111,7 @@ class _Sequential(Schedule):
             return schedule.next(epoch, lr)
         since = epoch - self.milestones[index - 1]
         if since == 0:
-            return schedule.continued(lr).first(lr)
+            return float(schedule.continued(lr).at(np.asarray(0)))
         return schedule.next(since, lr)
 
 

@@ -36,6 +36,8 @@ class Schedule(abc.ABC):
     def __call__(self, count: Count) -> jax.Array:
         """Return the value for the update after ``count`` others."""
         whole = as_whole(self.caller, count)
+        if any(isinstance(value, jax.Array) for value in vars(self).values()):
+            whole = jnp.asarray(whole)  # NumPy cannot compute with a traced number
         value = self.at(whole // self.steps_per_epoch)
         return jnp.broadcast_to(jnp.asarray(value, float_dtype()), jnp.shape(whole))
 
@@ -102,7 +104,7 @@ class Factor(Schedule):
 
 
 def as_whole(caller: str, count: Count) -> Whole:
-    """Return a count as an array of int64 on the host, of int32 or int64 on a device.
+    """Return a count as int64 on the host, on a device as JAX's integers are.
 
     Raises:
         TypeError: It is no integer.
@@ -114,5 +116,5 @@ def as_whole(caller: str, count: Count) -> Whole:
             "an array of integers: the number of updates so far."
         )
     if isinstance(array, jax.Array):
-        return array.astype(jnp.int64 if array.dtype.itemsize == 8 else jnp.int32)
+        return array.astype(jnp.result_type(int))
     return array.astype(np.int64)
