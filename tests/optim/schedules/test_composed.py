@@ -178,6 +178,17 @@ def test_a_sequence_gives_a_part_only_its_own_counts():
     )
 
 
+def test_two_of_stochastic_weight_averaging_each_end_at_their_own():
+    torchs = torch_run(
+        "SequentialLR(o, [SWALR(o, 0.02, 2), SWALR(o, 0.04, 2)], [4])", steps=8
+    )[0]
+    ours = schedules.sequential_lr(
+        [schedules.swa_lr(0.1, 0.02, 2), schedules.swa_lr(0.1, 0.04, 2)], [4]
+    )
+    np.testing.assert_allclose(torchs[[3, 8]], [0.04, 0.04], rtol=1e-6)
+    np.testing.assert_allclose(ours(np.array([3, 8])), [0.02, 0.04], rtol=1e-6)
+
+
 def test_the_optimizers_first_rate_under_a_one_cycle_is_not_its_own_in_torch():
     torchs = torch_run(
         "SequentialLR(o, [LinearLR(o, 0.5, total_iters=3), OneCycleLR(o, 1.0, 20)],"

@@ -56,6 +56,9 @@ def swa_lr(
         >>> print(*[f"{schedule(count):.2f}" for count in range(6)])
         0.10 0.08 0.06 0.04 0.02 0.02
 
+    Differs from torch, where two SWALR of one optimizer both end at the ``swa_lr`` of
+    the one that was made last.
+
     References:
         Izmailov et al., `Averaging Weights Leads to Wider Optima and Better
         Generalization <https://arxiv.org/abs/1803.05407>`_, 2018.
