@@ -4,6 +4,7 @@
 `test_optax` holds them to what is said of them.
 """
 
+import functools
 from dataclasses import dataclass
 from typing import Any
 
@@ -44,12 +45,6 @@ class Row:
         schedule = evaluate(getattr(self, library), optax=optax)
         with jax.enable_x64(True):
             return np.asarray(jax.vmap(schedule)(jnp.arange(STEPS + 1)))
-
-    def distances(self, library: str) -> np.ndarray[Any, Any]:
-        """Return how far a library is from torch, in parts of the highest rate."""
-        torchs = self.learning_rates("torch")
-        distances: np.ndarray[Any, Any] = np.abs(self.learning_rates(library) - torchs)
-        return distances / torchs.max()
 
 
 class PlateauRow(Row):
@@ -169,15 +164,21 @@ ROWS = [
 ]
 
 
+@functools.cache
+def distances(row: Row, library: str) -> np.ndarray[Any, Any]:
+    """Return how far a library is from torch, in parts of the highest rate."""
+    torchs = row.learning_rates("torch")
+    distances: np.ndarray[Any, Any] = np.abs(row.learning_rates(library) - torchs)
+    return distances / torchs.max()
+
+
 def shown(row: Row, library: str) -> str:
     """Return by how much a library differs, as a cell of a table; 1e-12 is nothing."""
     if not getattr(row, library):
         return ""
-    distances = row.distances(library)
-    wrong = np.nonzero(distances > 1e-12)[0]
-    if not wrong.size:
-        return "0"
-    return f"{distances.max():.1%}, from count {wrong[0]}"
+    away = distances(row, library)
+    wrong = np.nonzero(away > 1e-12)[0]
+    return f"{away.max():.1%}, from count {wrong[0]}" if wrong.size else "0"
 
 
 def table() -> list[tuple[str, str, str, str, str]]:

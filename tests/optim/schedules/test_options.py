@@ -138,7 +138,7 @@ def check(torchs, ours):
 
 @pytest.mark.parametrize("family", FAMILIES)
 @given(data=st.data())
-@settings(max_examples=15)
+@settings(max_examples=10)
 def test_it_is_torchs(family, data):
     check(*data.draw(FAMILIES[family]))
 

@@ -171,7 +171,7 @@ def test_its_type_is_the_same_on_the_host_and_in_a_scan(x64):
 
         return jax.lax.scan(step, [each(0) for each in made], jnp.arange(9))[0]
 
-    with jax.enable_x64(x64):
+    with jax.enable_x64(x64), jax.numpy_dtype_promotion("strict"):
         for lr in jax.eval_shape(scanned):
             assert lr.dtype == (jnp.float64 if x64 else jnp.float32)
             assert not lr.weak_type

@@ -5,7 +5,6 @@ from dataclasses import dataclass
 from typing import Any
 
 import jax
-import jax.numpy as jnp
 import numpy as np
 
 from jaxclip.optim.schedules._arguments import learning_rate, number, whole_number
@@ -186,10 +185,8 @@ class _WarmRestarts(Schedule):
             starts.append(starts[-1] + periods[-1])
             periods.append(min(periods[-1] * self.T_mult, _MOST))
         index = passed(tuple(starts[1:]), epoch)
-        return epoch - _entry(starts, index), _entry(periods, index)
-
-
-def _entry(whole: list[int], index: Whole) -> Whole:
-    if isinstance(index, jax.Array):
-        return jnp.array(whole, jnp.int32)[index]
-    return np.array(whole)[index]
+        xp = namespace(epoch)
+        start, period = (
+            xp.array(each, epoch.dtype)[index] for each in (starts, periods)
+        )
+        return epoch - start, period

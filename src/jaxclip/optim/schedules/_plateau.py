@@ -183,7 +183,7 @@ def _step(state: PlateauState, value: jax.Array, settings: _Settings) -> Plateau
     bad = jnp.where(better, 0, state.num_bad_epochs + 1)
     cooling = state.cooldown_counter > 0
     bad = jnp.where(cooling, 0, bad)
-    cooldown = state.cooldown_counter - cooling
+    cooldown = jnp.where(cooling, state.cooldown_counter - 1, 0)
 
     reduced = jnp.maximum(state.lr * settings.factor, settings.min_lr)
     over = bad > settings.patience
