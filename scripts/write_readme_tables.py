@@ -1,7 +1,7 @@
 """Write the README's tables: ``python scripts/write_readme_tables.py [--check]``.
 
-The methods come from the docstrings, the semantics and the kinks from running the
-libraries, the layers from the rules by which they are converted. With
+The methods come from the docstrings, the semantics, the kinks and the schedules from
+running the libraries, the layers from the rules by which they are converted. With
 ``--check`` nothing is written, and the exit status says whether the README is current.
 """
 
@@ -16,7 +16,7 @@ from typing import Any
 
 ROOT = Path(__file__).parents[1]
 README = ROOT / "README.md"
-MARKERS = ("methods", "layers", "kinks", "semantics")
+MARKERS = ("methods", "layers", "kinks", "schedules", "semantics")
 
 # What each is held against in the tests, where that is code that no one here wrote, or
 # else the formula in NumPy.
@@ -134,12 +134,25 @@ def kinks() -> list[str]:
     return ["| " + " | ".join(row) + " |" for row in [*head, *table()]]
 
 
+def schedules() -> list[str]:
+    """Return the rows of the table of learning rate schedules."""
+    sys.path.insert(0, str(ROOT))
+    from tests.optim.schedules.table import table
+
+    head: list[Sequence[str]] = [
+        ("torch", "`schedules`", "differs", "nearest in Optax", "differs"),
+        ("---",) * 5,
+    ]
+    return ["| " + " | ".join(row) + " |" for row in [*head, *table()]]
+
+
 def render(name: str) -> str:
     """Return what belongs between two markers."""
     writers: dict[str, Any] = {
         "methods": methods,
         "layers": layers,
         "kinks": kinks,
+        "schedules": schedules,
         "semantics": semantics,
     }
     return "\n".join(writers[name]())

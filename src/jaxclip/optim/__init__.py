@@ -1,5 +1,6 @@
 """torch.optim as Optax transformations, under torch's names and arguments."""
 
+from jaxclip.optim import schedules as schedules
 from jaxclip.optim._accumulate import AccumulateState as AccumulateState
 from jaxclip.optim._accumulate import accumulate as accumulate
 from jaxclip.optim._adam import AdamState as AdamState
