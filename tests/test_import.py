@@ -70,14 +70,16 @@ def test_the_check_above_can_fail(code: str) -> None:
     assert heavy_modules_after(code) & {"torch", "flax"}
 
 
-@pytest.mark.parametrize("room", ["models", "models.linen", "convert", "parity", "cli"])
+@pytest.mark.parametrize(
+    "room", ["models", "models.linen", "convert", "optim", "parity", "cli"]
+)
 def test_no_room_brings_in_torch(room: str) -> None:
     assert "torch" not in heavy_modules_after(f"import jaxclip.{room}")
 
 
 def test_the_root_names_are_these() -> None:
     public = [name for name in vars(jaxclip) if not name.startswith("_")]
-    rooms = ["cli", "convert", "demo", "models", "parity"]
+    rooms = ["cli", "convert", "demo", "models", "optim", "parity"]
     assert sorted(set(public) - set(rooms)) == ROOT_NAMES
 
 

@@ -168,8 +168,8 @@ ROWS = [
 def distances(row: Row, library: str) -> np.ndarray[Any, Any]:
     """Return how far a library is from torch, in parts of the highest rate."""
     torchs = row.learning_rates("torch")
-    distances: np.ndarray[Any, Any] = np.abs(row.learning_rates(library) - torchs)
-    return distances / torchs.max()
+    away: np.ndarray[Any, Any] = np.abs(row.learning_rates(library) - torchs)
+    return away / torchs.max()
 
 
 def shown(row: Row, library: str) -> str:

@@ -67,15 +67,19 @@ class Schedule(abc.ABC):
         return f"{self.caller}({arguments})"
 
     def _arguments(self) -> list["dataclasses.Field[Any]"]:
-        """Return the arguments to print: those without a default, or not at it."""
-        own = [field for field in dataclasses.fields(self) if field.repr]
-        own.sort(key=lambda field: field.name == "steps_per_epoch")
-        return [
+        """Return the arguments to print: those without a default, then those not at it.
+
+        The one that all schedules have comes last.
+        """
+        fields = dataclasses.fields(self)
+        required = [field for field in fields if field.default is dataclasses.MISSING]
+        given = [
             field
-            for field in own
-            if field.default is dataclasses.MISSING
-            or getattr(self, field.name) != field.default
+            for field in fields
+            if field not in required and getattr(self, field.name) != field.default
         ]
+        given.sort(key=lambda field: field.name == "steps_per_epoch")
+        return required + given
 
 
 @dataclass(frozen=True, kw_only=True, repr=False)
