@@ -268,6 +268,20 @@ def test_every_layout_is_named_and_survives_a_file(layout, odd, tmp_path):
         np.testing.assert_array_equal(tensor, tensors[name])
 
 
+def test_copies_of_several_tensors_survive_a_file(odd, tmp_path):
+    def copies(*arrays):
+        return tuple(array.copy() for array in arrays)
+
+    made = mapping(odd(link("a b", "k l", copies, copies), {"k": (2, 3), "l": (4,)}))
+    made.save(tmp_path / "map.json")
+    rng = np.random.default_rng(0)
+    shapes = {"odd.a": (2, 3), "odd.b": (4,), "scalar": ()}
+    tensors = {name: rng.normal(size=shape) for name, shape in shapes.items()}
+    tree = WeightMap.load(tmp_path / "map.json").to_flax(tensors)
+    np.testing.assert_array_equal(tree["odd"]["k"], tensors["odd.a"])
+    np.testing.assert_array_equal(tree["odd"]["l"], tensors["odd.b"])
+
+
 @pytest.mark.parametrize("wrong", ["sum", "scaled", "dropped", "absolute"])
 def test_what_does_more_than_move_elements_is_not_saved(wrong, odd, tmp_path):
     layout, shapes = {
