@@ -140,9 +140,17 @@ ALL = [
     ),
 ]
 
+
+def rows(pairs, quick):
+    """Make rows of a test of pairs, of which those are long that are not ``quick``."""
+    return [
+        pytest.param(
+            pair, marks=[] if quick(pair) else [pytest.mark.long], id=pair.name
+        )
+        for pair in pairs
+    ]
+
+
 # The last of each optimizer, with the last value of each option.
-QUICK = list({pair.ours: pair for pair in ALL}.values())
-PAIRS = [
-    pytest.param(pair, marks=[] if pair in QUICK else [pytest.mark.long], id=pair.name)
-    for pair in ALL
-]
+LAST = list({pair.ours: pair for pair in ALL}.values())
+PAIRS = rows(ALL, LAST.__contains__)
