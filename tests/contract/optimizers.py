@@ -48,8 +48,8 @@ class Optimizer:
         return factory(**self.options | more)
 
 
-# One with trees in its state, and one with arrays of numbers too. The others are made by
-# the same code, and are long.
+# One with trees in its state, and one with arrays of numbers too. The others are made
+# by the same code, and are long.
 QUICK = [
     Optimizer(
         optim.adamw,
