@@ -69,8 +69,8 @@ def test_gradients_of_float16_are_divided_in_float32():
 @pytest.mark.parametrize(
     ("arguments", "words"),
     [
-        ({"init_scale": 0.0}, r"init_scale=0\): expected a number > 0"),
-        ({"growth_factor": 1.0}, r"growth_factor=1\): expected a number > 1"),
+        ({"init_scale": 0.0}, r"init_scale=0\): expected 0 < a number"),
+        ({"growth_factor": 1.0}, r"growth_factor=1\): expected 1 < a number"),
         ({"backoff_factor": 1.0}, r"backoff_factor=1\): expected 0 < a number < 1"),
         ({"growth_interval": 0}, r"growth_interval=0\): expected a whole number"),
     ],

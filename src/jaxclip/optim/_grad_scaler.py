@@ -86,9 +86,9 @@ def grad_scaler(
         <https://docs.pytorch.org/docs/stable/amp.html#gradient-scaling>`_.
     """
     caller = "grad_scaler"
-    check.above(caller, "init_scale", init_scale, 0.0)
-    check.above(caller, "growth_factor", growth_factor, 1.0)
-    check.between(caller, "backoff_factor", backoff_factor, 0.0, 1.0)
+    check.inside(caller, "init_scale", init_scale, 0.0, float("inf"))
+    check.inside(caller, "growth_factor", growth_factor, 1.0, float("inf"))
+    check.inside(caller, "backoff_factor", backoff_factor, 0.0, 1.0)
     check_steps(caller, "growth_interval", growth_interval)
     guarded = skip_nonfinite(inner, axis_name=axis_name)
 

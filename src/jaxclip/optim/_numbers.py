@@ -24,9 +24,10 @@ def bias_correction(beta: Any, step: jax.Array) -> jax.Array:
     if beta == 0:
         return jnp.ones_like(step)
     logarithm = math.log(beta)
-    # Few enough digits that their product with a step below 2^12 is exact in float32.
+    # Few enough digits that their product with a step below 2^12 is exact in float32,
+    # and rounded up, so that the rest is negative and grows to no infinity.
     mantissa, exponent = math.frexp(logarithm)
-    high = math.ldexp(round(mantissa * 2**12), exponent - 12)
+    high = math.ldexp(math.ceil(mantissa * 2**12), exponent - 12)
     power = step * high
     return -jnp.expm1(power) - jnp.exp(power) * jnp.expm1(step * (logarithm - high))
 
@@ -37,11 +38,27 @@ def lerp(start: jax.Array, end: jax.Array, weight: Any) -> jax.Array:
     return moved
 
 
+def average_square(average: jax.Array, grad: jax.Array, beta: Any) -> jax.Array:
+    """Return the moving average of the squares of gradients, one gradient later."""
+    moved: jax.Array = beta * average + (1 - beta) * (grad * grad)
+    return moved
+
+
 def decayed(grad: jax.Array, param: Any, weight_decay: Any) -> jax.Array:
     """Add the gradient of ``weight_decay / 2 · ‖param‖²``, unless it is known as 0."""
     if is_zero(weight_decay):
         return grad
     total: jax.Array = grad + weight_decay * param
+    return total
+
+
+def decay_weights(
+    update: jax.Array, param: Any, lr: Any, weight_decay: Any
+) -> jax.Array:
+    """Take ``lr · weight_decay · param`` as well, unless the decay is known as 0."""
+    if is_zero(weight_decay):
+        return update
+    total: jax.Array = update - lr * weight_decay * param
     return total
 
 
