@@ -1,5 +1,7 @@
 """torch.optim as Optax transformations, under torch's names and arguments."""
 
+from jaxclip.optim._adafactor import AdafactorState as AdafactorState
+from jaxclip.optim._adafactor import adafactor as adafactor
 from jaxclip.optim._adam import AdamState as AdamState
 from jaxclip.optim._adam import adam as adam
 from jaxclip.optim._adam import adamw as adamw
