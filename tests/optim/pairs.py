@@ -139,6 +139,16 @@ ALL = [
         step_sizes=[(1e-6, 50), (1e-3, 0.1)],
         maximize=[False, True],
     ),
+    *combinations(
+        torch.optim.Adafactor,
+        optim.adafactor,
+        lr=[0.01, 0.5],
+        beta2_decay=[-0.8, 0.0],
+        eps=[(None, 1e-3), (1e-6, 1.0)],
+        d=[1.0, 1.5],
+        weight_decay=[0.0, 0.1],
+        maximize=[False, True],
+    ),
 ]
 
 

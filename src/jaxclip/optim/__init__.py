@@ -1,4 +1,4 @@
-"""torch.optim as Optax transformations, under torch's names and arguments."""
+"""torch.optim as Optax transformations, under torch's names and arguments.
 
 from jaxclip.optim import schedules as schedules
 from jaxclip.optim._accumulate import AccumulateState as AccumulateState
@@ -26,5 +26,17 @@ from jaxclip.optim._rmsprop import RMSpropState as RMSpropState
 from jaxclip.optim._rmsprop import rmsprop as rmsprop
 from jaxclip.optim._rprop import RpropState as RpropState
 from jaxclip.optim._rprop import rprop as rprop
+Without SparseAdam: gradients in JAX are not sparse.
+"""
+
+from jaxclip.optim._adafactor import AdafactorState as AdafactorState
+from jaxclip.optim._adafactor import adafactor as adafactor
+from jaxclip.optim._adam import AdamState as AdamState
+from jaxclip.optim._adam import adam as adam
+from jaxclip.optim._adam import adamw as adamw
+from jaxclip.optim._lbfgs import LBFGSState as LBFGSState
+from jaxclip.optim._lbfgs import lbfgs as lbfgs
+from jaxclip.optim._muon import MuonState as MuonState
+from jaxclip.optim._muon import muon as muon
 from jaxclip.optim._sgd import SGDState as SGDState
 from jaxclip.optim._sgd import sgd as sgd
