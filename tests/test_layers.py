@@ -53,6 +53,8 @@ MAY_IMPORT = {
         "jax",
         "models",
         "numpy",
+        "optax",
+        "optim",
         "safetensors",
         "torch (lazily)",
     },
