@@ -1,5 +1,6 @@
 """torch.optim as Optax transformations, under torch's names and arguments."""
 
+from jaxclip.optim import schedules as schedules
 from jaxclip.optim._adam import AdamState as AdamState
 from jaxclip.optim._adam import adam as adam
 from jaxclip.optim._adam import adamw as adamw
