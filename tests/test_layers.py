@@ -48,6 +48,7 @@ MAY_IMPORT = {
     "_files": set(),
     "convert": {
         "_arrays",
+        "_core",
         "_files",
         "flax",
         "jax",

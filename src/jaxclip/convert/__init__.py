@@ -15,6 +15,10 @@ from jaxclip.convert._convert import mapping as mapping
 from jaxclip.convert._convert import to_torch as to_torch
 from jaxclip.convert._errors import ConversionError as ConversionError
 from jaxclip.convert._map.weight_map import WeightMap as WeightMap
+from jaxclip.convert._optimizers.port import PortedOptimizer as PortedOptimizer
+from jaxclip.convert._optimizers.port import (
+    optimizer_from_torch as optimizer_from_torch,
+)
 from jaxclip.convert._optimizers.state import (
     opt_state_from_torch as opt_state_from_torch,
 )

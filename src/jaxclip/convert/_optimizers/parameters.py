@@ -1,13 +1,11 @@
 """Which of an optimizer's parameters is which of the model's."""
 
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Iterable, Sequence
 from typing import Any
 
 from jaxclip.convert._errors import ConversionError
 from jaxclip.convert._map.weight_map import WeightMap
 from jaxclip.convert._optimizers.checkpoint import Checkpoint
-from jaxclip.convert._plan import Entry
-from jaxclip.convert._targets.tree import Path
 
 ParamNames = Iterable[str] | Iterable[Iterable[str]]
 
@@ -18,6 +16,7 @@ def parameter_names(
     *,
     param_names: ParamNames | None,
     model: Any,
+    any_order: bool = False,
 ) -> dict[str, int]:
     """Return the number of each of the optimizer's parameters, by its name.
 
@@ -30,10 +29,15 @@ def parameter_names(
         weights: The map of the model's parameters.
         param_names: As ``opt_state_from_torch`` takes it.
         model: The same.
+        any_order: Whether it does not matter which is which where all are in one group.
 
     Raises:
         ConversionError: If it is not clear which is which, or one is not in the map.
     """
+    everything = _distinct(weights)
+    whole = len(held.groups) == 1 and len(everything) == len(held.numbers)
+    if any_order and whole and param_names is None:
+        return dict(zip(everything, held.numbers, strict=True))
     names = _names(held, weights, param_names, model)
     known = {name for entry in weights.entries for name in entry.names}
     problems = [
@@ -48,21 +52,6 @@ def parameter_names(
     if problems:
         raise ConversionError(problems)
     return dict(zip(names, held.numbers, strict=True))
-
-
-def entries_by_path(
-    weights: WeightMap, names: Mapping[str, int]
-) -> dict[Path, Entry | None]:
-    """Return the entry of each variable: of several, the one that has the names.
-
-    A variable of which the optimizer has no parameter is there, with None.
-    """
-    found: dict[Path, Entry | None] = {}
-    for entry in weights.entries:
-        is_held = any(name in names for name in entry.names)
-        for leaf in entry.leaves:
-            found[leaf.path] = entry if is_held else found.get(leaf.path)
-    return found
 
 
 def _names(
@@ -143,19 +132,24 @@ def _ordered(held: Checkpoint, weights: WeightMap, model: Any) -> list[str] | No
     tensors = held.model if model is None else model
     if tensors is None:
         return None
-    variables = {name: entry for entry in weights.entries for name in entry.names}
-    names: list[str] = []
-    seen = set()
-    for name in tensors:
-        if name not in variables:
-            continue
-        entry = variables[name]
-        # torch's parameters() gives tied ones once, and a state dict under each name.
-        own = tuple(leaf.path for leaf in entry.leaves), entry.names.index(name)
-        if own not in seen:
-            seen.add(own)
-            names.append(name)
-    return names
+    known = {name for entry in weights.entries for name in entry.names}
+    return _distinct(weights, [name for name in tensors if name in known])
+
+
+def _distinct(weights: WeightMap, names: Iterable[str] | None = None) -> list[str]:
+    """Return one name of each parameter, of several that are tied the first.
+
+    So do torch's ``parameters()``, where a state dict has each of the names.
+    """
+    tensors = {
+        name: (tuple(leaf.path for leaf in entry.leaves), place)
+        for entry in weights.entries
+        for place, name in enumerate(entry.names)
+    }
+    first: dict[Any, str] = {}
+    for name in tensors if names is None else names:
+        first.setdefault(tensors[name], name)
+    return list(first.values())
 
 
 def _groups(held: Checkpoint) -> str:

@@ -17,11 +17,7 @@ from jaxclip.convert._optimizers.collecting import Collecting
 from jaxclip.convert._optimizers.filling import Filling, Kept
 from jaxclip.convert._optimizers.held import replaced, strangers
 from jaxclip.convert._optimizers.layout import Layout
-from jaxclip.convert._optimizers.parameters import (
-    ParamNames,
-    entries_by_path,
-    parameter_names,
-)
+from jaxclip.convert._optimizers.parameters import ParamNames, parameter_names
 from jaxclip.convert._optimizers.position import count_of, scheduler_state, stepped
 from jaxclip.convert._optional import need
 
@@ -102,7 +98,7 @@ def opt_state_from_torch(
         (Array([1, 1], dtype=int32), (3, 1))
     """
     checkpoint = read_checkpoint(source, key)
-    weights = _parameters(target, mapping, checkpoint, model)
+    weights = parameter_map(target, mapping, checkpoint, model)
     names = parameter_names(checkpoint, weights, param_names=param_names, model=model)
     kept = _by_name(checkpoint, names)
     if count is None:
@@ -113,8 +109,8 @@ def opt_state_from_torch(
         )
         steps = [int(own["step"]) for own in kept.values() if "step" in own]
         count = count_of(steps, schedulers, steps_per_epoch=steps_per_epoch)
-    filling = Filling(Layout(entries_by_path(weights, names)), kept, count)
-    fresh = transformation.init(_trained(target) if params is None else params)
+    filling = Filling(Layout.of(weights, names), kept, count)
+    fresh = transformation.init(trained_params(target) if params is None else params)
     state = replaced(fresh, filling.state, filling.count)
     problems = [
         f"{name} is a state of Optax's that torch has no counterpart of."
@@ -182,9 +178,9 @@ def opt_state_to_torch(
     """
     need("torch", extra="torch", reason="opt_state_to_torch")
     checkpoint = read_checkpoint(optimizer, key)
-    weights = _parameters(target, mapping, checkpoint, model)
+    weights = parameter_map(target, mapping, checkpoint, model)
     names = parameter_names(checkpoint, weights, param_names=param_names, model=model)
-    layout = Layout(entries_by_path(weights, names))
+    layout = Layout.of(weights, names)
     collected = Collecting(layout, opt_state)
     problems = [*layout.problems, *_other_keys(collected.kept, checkpoint, names)]
     if scheduler is not None and collected.count is None:
@@ -208,7 +204,7 @@ def opt_state_to_torch(
     return {"optimizer": {"state": state, "param_groups": groups}, **made}
 
 
-def _parameters(
+def parameter_map(
     target: Any, mapping: WeightMap | None, checkpoint: Checkpoint, model: Any
 ) -> WeightMap:
     """Return the map of the parameters, under the names that the torch model has."""
@@ -227,7 +223,7 @@ def _by_name(checkpoint: Checkpoint, names: Mapping[str, int]) -> Kept:
     }
 
 
-def _trained(target: Any) -> Any:
+def trained_params(target: Any) -> Any:
     """Return the parameters of a model, as they are given to optimizers."""
     match target:
         case nnx.Module():
