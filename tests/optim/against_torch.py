@@ -34,16 +34,22 @@ class Pair:
         return f"{self.ours.__name__}({', '.join(options)})"
 
 
-def parameters(seed: int = 0) -> dict[str, np.ndarray]:
+def parameters(
+    seed: int = 0, shapes: dict[str, tuple[int, ...]] = SHAPES
+) -> dict[str, np.ndarray]:
     rng = np.random.default_rng(seed)
     return {
         # Numbers that float32 holds, so that both dtypes start at the same.
         name: rng.normal(size=shape).astype(np.float32).astype(np.float64)
-        for name, shape in SHAPES.items()
+        for name, shape in shapes.items()
     }
 
 
-def gradients(seed: int = 1, steps: int = STEPS) -> dict[str, np.ndarray]:
+def gradients(
+    seed: int = 1,
+    steps: int = STEPS,
+    shapes: dict[str, tuple[int, ...]] = SHAPES,
+) -> dict[str, np.ndarray]:
     """Return the gradients of all steps: magnitudes from 1e-12 to 1e4, and zeros.
 
     Each element has a magnitude of its own that it keeps, so that small ones are not
@@ -51,7 +57,7 @@ def gradients(seed: int = 1, steps: int = STEPS) -> dict[str, np.ndarray]:
     """
     rng = np.random.default_rng(seed)
     made = {}
-    for name, shape in SHAPES.items():
+    for name, shape in shapes.items():
         scale = 10.0 ** rng.uniform(-12, 1, size=shape)
         burst = np.where(rng.random((steps, *shape)) < 0.05, 1e3, 1.0)
         zero = rng.random((steps, *shape)) < 0.1

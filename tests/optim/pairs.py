@@ -66,4 +66,14 @@ PAIRS = [
         weight_decay=[0.01, 0.0],
         amsgrad=[False, True],
     ),
+    *combinations(
+        torch.optim.Adafactor,
+        optim.adafactor,
+        lr=[0.01, 0.5],
+        beta2_decay=[-0.8, 0.0],
+        eps=[(None, 1e-3), (1e-6, 1.0)],
+        d=[1.0, 1.5],
+        weight_decay=[0.0, 0.1],
+        maximize=[False, True],
+    ),
 ]

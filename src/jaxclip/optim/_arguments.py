@@ -26,6 +26,18 @@ def at_least(
     return _within(caller, name, value, lambda x: least <= x, f"a number ≥ {least:g}")
 
 
+def at_most(
+    caller: str, name: str, value: Hyperparameter, most: float = 0.0
+) -> Hyperparameter:
+    """Refuse what is more than ``most``, or no real scalar, as far as it is known.
+
+    Raises:
+        TypeError: The value is no real scalar, and cannot be called.
+        ValueError: It is too large, or NaN.
+    """
+    return _within(caller, name, value, lambda x: x <= most, f"a number ≤ {most:g}")
+
+
 def decay_rate(caller: str, name: str, value: Hyperparameter) -> Hyperparameter:
     """Refuse what is not in [0, 1), as far as it is known.
 

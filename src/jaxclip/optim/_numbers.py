@@ -32,8 +32,18 @@ def bias_correction(beta: Any, step: jax.Array) -> jax.Array:
 
 
 def lerp(start: jax.Array, end: jax.Array, weight: Any) -> jax.Array:
-    """Return ``start + weight · (end - start)``, as ``torch.lerp``."""
-    moved: jax.Array = start + weight * (end - start)
+    """Return ``start + weight · (end - start)``, as ``torch.lerp``: from the nearer.
+
+    From the farther one, a large ``start`` would take the digits of a small ``end``.
+    """
+    near = weight < 0.5
+    step = end - start
+    moved: jax.Array
+    if isinstance(near, bool):
+        moved = start + weight * step if near else end - (1 - weight) * step
+    else:
+        weight = jnp.where(near, weight, weight - 1)
+        moved = jnp.where(near, start, end) + weight * step
     return moved
 
 

@@ -16,6 +16,7 @@ from jaxclip._core.paths import path_name
 from jaxclip.optim._arguments import Hyperparameter
 
 Arrays = dict[str, jax.Array]
+Slots = Mapping[str, jax.Array | None]
 Numbers = dict[str, Any]
 
 
@@ -40,21 +41,26 @@ class Rule:
             transformation is called without.
         slots: ``slots(param, **hyperparameters)``: what is kept of a parameter, in
             the dtype of ``param``, which is at least float32. The names are the same
-            for all parameters.
+            for all parameters; None where one keeps nothing of the name.
         vectors: ``vectors(**hyperparameters)``: scalars that are kept of each
             parameter, all in one array.
         clock: ``clock(step, **numbers) -> (now, kept)``, all of them arrays of
             (parameters,): from the number of each parameter's step, the first being
             1, what its ``step`` is given, and the new ``vectors``. The numbers are
             hyperparameters and the old ``vectors``.
+        of_leaf: ``of_leaf(path, array, **numbers)``: compile-time constants of a
+            parameter, or of its gradient where the transformation is called without,
+            in its own dtype. ``slots`` and ``step`` are given them; what a rule cannot
+            take is refused here.
     """
 
     name: str
     state: Any
     step: Callable[..., tuple[jax.Array, Arrays]]
-    slots: Callable[..., Arrays] = lambda param, **_: {}
+    slots: Callable[..., Slots] = lambda param, **_: {}
     vectors: Callable[..., Numbers] = lambda **_: {}
     clock: Callable[..., tuple[Arrays, Arrays]] = lambda step, **_: ({}, {})
+    of_leaf: Callable[..., Numbers] = lambda path, array, **_: {}
 
 
 def transformation(
@@ -123,14 +129,17 @@ def _init(rule: Rule, params: optax.Params, numbers: Numbers) -> Any:
     trained = [leaf for leaf in leaves if _is_trained(leaf)]
     dtype = accumulation_dtype(trained)
 
-    def slots(param: jax.Array) -> Arrays:
+    def slots(param: jax.Array, **own: Any) -> Slots:
         view = _RealView.of(param)
-        kept = rule.slots(view.take(param), **_cast(numbers, view.dtype))
-        return {name: view.give(value) for name, value in kept.items()}
+        kept = rule.slots(view.take(param), **_cast(numbers, view.dtype), **own)
+        return {name: _map_some(view.give, value) for name, value in kept.items()}
 
     # Known without parameters, as Optax looks at states of trees that have none.
     names = jax.eval_shape(slots, jax.ShapeDtypeStruct((), dtype))
-    kept = [slots(leaf) if _is_trained(leaf) else {} for leaf in leaves]
+    kept = [
+        slots(leaf, **rule.of_leaf(name, leaf, **numbers)) if _is_trained(leaf) else {}
+        for name, leaf in zip(_names(params), leaves, strict=True)
+    ]
     vectors = rule.vectors(**_cast(numbers, dtype))
     fields = {
         "count": jnp.zeros((), jnp.int32),
@@ -183,6 +192,7 @@ def _update(
 class _Leaf(NamedTuple):
     """A gradient, its parameter, and what is kept of it; each None if there is none."""
 
+    name: str
     grad: Any
     param: Any
     slots: dict[str, Any]
@@ -218,13 +228,12 @@ def _leaves(
         dict(zip(names, row, strict=True))
         for row in (zip(*columns, strict=True) if names else [()] * len(grads))
     ]
-    leaves = list(map(_Leaf, grads, weights, slots))
-    paths = jax.tree_util.tree_leaves_with_path(updates, is_leaf=_is_none)
-    for (path, _), leaf in zip(paths, leaves, strict=True):
+    leaves = list(map(_Leaf, _names(updates), grads, weights, slots))
+    for leaf in leaves:
         given, expected = np.shape(leaf.grad), np.shape(leaf.param)
         if leaf.is_present and leaf.param is not None and given != expected:
             raise ValueError(
-                f"{caller}: the gradient {path_name(path)!r} has the shape {given}, "
+                f"{caller}: the gradient {leaf.name!r} has the shape {given}, "
                 f"and its parameter {expected}; expected the same shape."
             )
     return leaves, treedef
@@ -257,15 +266,16 @@ def _step(rule: Rule, leaf: _Leaf, numbers: Numbers) -> tuple[Any, dict[str, Any
         absent = leaf.grad is None and known
         return jnp.zeros_like(known[0]) if absent else leaf.grad, leaf.slots
     view = _RealView.of(leaf.grad, *known)
+    like = leaf.grad if leaf.param is None else leaf.param
     update, kept = rule.step(
         view.take(leaf.grad),
-        None if leaf.param is None else view.take(leaf.param),
+        _map_some(view.take, leaf.param),
         **_cast(numbers, view.dtype),
-        **{name: view.take(value) for name, value in leaf.slots.items()},
+        **rule.of_leaf(leaf.name, like, **numbers),
+        **{name: _map_some(view.take, value) for name, value in leaf.slots.items()},
     )
-    like = leaf.grad if leaf.param is None else leaf.param
     slots = {
-        name: view.give(kept[name]).astype(old.dtype)
+        name: None if old is None else view.give(kept[name]).astype(old.dtype)
         for name, old in leaf.slots.items()
     }
     return view.give(update).astype(like.dtype), slots
@@ -299,6 +309,16 @@ def _cast(numbers: Numbers, dtype: Any) -> Numbers:
 
 def _flatten(tree: Any) -> tuple[list[Any], Any]:
     return jax.tree.flatten(tree, is_leaf=_is_none)
+
+
+def _names(tree: Any) -> list[str]:
+    """Return the paths of the leaves of `_flatten`."""
+    paths = jax.tree_util.tree_leaves_with_path(tree, is_leaf=_is_none)
+    return [path_name(path) for path, _ in paths]
+
+
+def _map_some(function: Callable[[Any], Any], value: Any) -> Any:
+    return None if value is None else function(value)
 
 
 def _is_none(node: Any) -> bool:
