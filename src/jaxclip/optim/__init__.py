@@ -1,12 +1,28 @@
 """torch.optim as Optax transformations, under torch's names and arguments."""
 
 from jaxclip.optim import schedules as schedules
+from jaxclip.optim._adadelta import AdadeltaState as AdadeltaState
+from jaxclip.optim._adadelta import adadelta as adadelta
 from jaxclip.optim._adafactor import AdafactorState as AdafactorState
 from jaxclip.optim._adafactor import adafactor as adafactor
+from jaxclip.optim._adagrad import AdagradState as AdagradState
+from jaxclip.optim._adagrad import adagrad as adagrad
 from jaxclip.optim._adam import AdamState as AdamState
 from jaxclip.optim._adam import adam as adam
 from jaxclip.optim._adam import adamw as adamw
+from jaxclip.optim._adamax import AdamaxState as AdamaxState
+from jaxclip.optim._adamax import adamax as adamax
+from jaxclip.optim._asgd import ASGDState as ASGDState
+from jaxclip.optim._asgd import asgd as asgd
 from jaxclip.optim._muon import MuonState as MuonState
 from jaxclip.optim._muon import muon as muon
+from jaxclip.optim._nadam import NAdamState as NAdamState
+from jaxclip.optim._nadam import nadam as nadam
+from jaxclip.optim._radam import RAdamState as RAdamState
+from jaxclip.optim._radam import radam as radam
+from jaxclip.optim._rmsprop import RMSpropState as RMSpropState
+from jaxclip.optim._rmsprop import rmsprop as rmsprop
+from jaxclip.optim._rprop import RpropState as RpropState
+from jaxclip.optim._rprop import rprop as rprop
 from jaxclip.optim._sgd import SGDState as SGDState
 from jaxclip.optim._sgd import sgd as sgd

@@ -7,8 +7,15 @@ import jax.numpy as jnp
 import optax
 
 from jaxclip.optim import _arguments as check
-from jaxclip.optim._arguments import Betas, Hyperparameter
-from jaxclip.optim._numbers import bias_correction, decayed, is_zero, lerp
+from jaxclip.optim._arguments import Hyperparameter, Pair
+from jaxclip.optim._numbers import (
+    average_square,
+    bias_correction,
+    decay_weights,
+    decayed,
+    is_zero,
+    lerp,
+)
 from jaxclip.optim._rule import Arrays, Rule, transformation
 
 
@@ -33,7 +40,7 @@ class AdamState(NamedTuple):
 
 def adam(
     lr: Hyperparameter = 1e-3,
-    betas: Betas = (0.9, 0.999),
+    betas: Pair = (0.9, 0.999),
     eps: Hyperparameter = 1e-8,
     weight_decay: Hyperparameter = 0.0,
     amsgrad: bool = False,
@@ -98,7 +105,7 @@ def adam(
 
 def adamw(
     lr: Hyperparameter = 1e-3,
-    betas: Betas = (0.9, 0.999),
+    betas: Pair = (0.9, 0.999),
     eps: Hyperparameter = 1e-8,
     weight_decay: Hyperparameter = 1e-2,
     amsgrad: bool = False,
@@ -134,7 +141,8 @@ def adamw(
         >>> updates, state = optimizer.update(
         ...     jnp.array([3.0, -0.01]), optimizer.init(params), params
         ... )
-        >>> print(params + updates)
+        >>> with jnp.printoptions(precision=4, suppress=True):
+        ...     print(params + updates)
         [0.85 2.  ]
 
     Differs from ``optax.adamw``: weights decay by 1e-2 as torch's, not 1e-4; see
@@ -160,7 +168,7 @@ def adamw(
 def _adam(
     caller: str,
     lr: Hyperparameter,
-    betas: Betas,
+    betas: Pair,
     eps: Hyperparameter,
     weight_decay: Hyperparameter,
     *,
@@ -218,13 +226,13 @@ def _step(
     if not decoupled:
         grad = decayed(grad, param, weight_decay)
     exp_avg = lerp(exp_avg, grad, 1 - beta1)
-    exp_avg_sq = beta2 * exp_avg_sq + (1 - beta2) * (grad * grad)
+    exp_avg_sq = average_square(exp_avg_sq, grad, beta2)
     slots = {"exp_avg": exp_avg, "exp_avg_sq": exp_avg_sq}
     largest = exp_avg_sq
     if max_exp_avg_sq is not None:
         largest = jnp.maximum(max_exp_avg_sq, exp_avg_sq)
         slots["max_exp_avg_sq"] = largest
     update = -step_size * exp_avg / (jnp.sqrt(largest) + floor)
-    if decoupled and not is_zero(weight_decay):
-        update -= lr * weight_decay * param
+    if decoupled:
+        update = decay_weights(update, param, lr, weight_decay)
     return update, slots

@@ -11,7 +11,7 @@ Schedule = Callable[[jax.Array], Scalar]
 Hyperparameter = Scalar | Schedule
 """A number, a scalar array, or a schedule: a function of the count of updates."""
 
-Betas = tuple[Hyperparameter, Hyperparameter]
+Pair = tuple[Hyperparameter, Hyperparameter]
 
 
 def at_least(
@@ -38,6 +38,42 @@ def at_most(
     return _within(caller, name, value, lambda x: x <= most, f"a number ≤ {most:g}")
 
 
+def between(
+    caller: str, name: str, value: Hyperparameter, low: float, high: float
+) -> Hyperparameter:
+    """Refuse what is not in [low, high], as far as it is known.
+
+    Raises:
+        TypeError: The value is no real scalar, and cannot be called.
+        ValueError: It is out of range, or NaN.
+    """
+    return _within(
+        caller,
+        name,
+        value,
+        lambda x: low <= x <= high,
+        f"a number from {low:g} to {high:g}",
+    )
+
+
+def inside(
+    caller: str, name: str, value: Hyperparameter, low: float, high: float
+) -> Hyperparameter:
+    """Refuse what is not in (low, high), as far as it is known.
+
+    Raises:
+        TypeError: The value is no real scalar, and cannot be called.
+        ValueError: It is out of range, or NaN.
+    """
+    return _within(
+        caller,
+        name,
+        value,
+        lambda x: low < x < high,
+        f"{low:g} < a number" + (f" < {high:g}" if high < float("inf") else ""),
+    )
+
+
 def decay_rate(caller: str, name: str, value: Hyperparameter) -> Hyperparameter:
     """Refuse what is not in [0, 1), as far as it is known.
 
@@ -57,16 +93,26 @@ def decay_rates(caller: str, betas: Any) -> dict[str, Hyperparameter]:
         TypeError: One is no real scalar, and cannot be called.
         ValueError: One is out of range, or there are not two.
     """
-    try:
-        beta1, beta2 = betas
-    except (TypeError, ValueError):
-        raise ValueError(
-            f"{caller}(betas={betas!r}): expected two numbers, such as (0.9, 0.999)."
-        ) from None
+    beta1, beta2 = pair(caller, "betas", betas, (0.9, 0.999))
     return {
         "beta1": decay_rate(caller, "betas[0]", beta1),
         "beta2": decay_rate(caller, "betas[1]", beta2),
     }
+
+
+def pair(caller: str, name: str, values: Any, example: tuple[float, float]) -> Any:
+    """Refuse what is not two values.
+
+    Raises:
+        ValueError: There are more, or fewer.
+    """
+    try:
+        first, second = values
+    except (TypeError, ValueError):
+        raise ValueError(
+            f"{caller}({name}={values!r}): expected two numbers, such as {example}."
+        ) from None
+    return first, second
 
 
 def real(caller: str, name: str, value: Hyperparameter) -> Hyperparameter:

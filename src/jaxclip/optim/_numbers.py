@@ -47,11 +47,27 @@ def lerp(start: jax.Array, end: jax.Array, weight: Any) -> jax.Array:
     return moved
 
 
+def average_square(average: jax.Array, grad: jax.Array, beta: Any) -> jax.Array:
+    """Return the moving average of the squares of gradients, one gradient later."""
+    moved: jax.Array = beta * average + (1 - beta) * (grad * grad)
+    return moved
+
+
 def decayed(grad: jax.Array, param: Any, weight_decay: Any) -> jax.Array:
     """Add the gradient of ``weight_decay / 2 · ‖param‖²``, unless it is known as 0."""
     if is_zero(weight_decay):
         return grad
     total: jax.Array = grad + weight_decay * param
+    return total
+
+
+def decay_weights(
+    update: jax.Array, param: Any, lr: Any, weight_decay: Any
+) -> jax.Array:
+    """Take ``lr · weight_decay · param`` as well, unless the decay is known as 0."""
+    if is_zero(weight_decay):
+        return update
+    total: jax.Array = update - lr * weight_decay * param
     return total
 
 

@@ -11,7 +11,7 @@ import optax
 from jax import lax
 
 from jaxclip._core.dispatch import call_compiled
-from jaxclip._core.leaves import accumulation_dtype, is_inexact
+from jaxclip._core.leaves import accumulation_dtype, is_inexact, split_leaves
 from jaxclip._core.paths import path_name
 from jaxclip.optim._arguments import Hyperparameter
 
@@ -119,7 +119,10 @@ def transformation(
 def _at(hyperparameters: Mapping[str, Hyperparameter], count: Any) -> Numbers:
     """Return the numbers, each schedule among them called with the count of updates."""
     return {
-        name: value(jnp.asarray(count, jnp.int32)) if callable(value) else value
+        # An array even where a schedule returns a number, which is not known to stay.
+        name: jnp.asarray(value(jnp.asarray(count, jnp.int32)))
+        if callable(value)
+        else value
         for name, value in hyperparameters.items()
     }
 
@@ -211,6 +214,7 @@ def _leaves(
     caller: str, updates: Any, params: Any, state: Any, names: Sequence[str]
 ) -> tuple[list[_Leaf], Any]:
     """Bring together what belongs to each gradient."""
+    split_leaves(updates, caller)  # refuses integers, which would be added as they are
     grads, treedef = _flatten(updates)
 
     def aligned(tree: Any, name: str) -> list[Any]:
@@ -254,8 +258,11 @@ def _tick(
     counted = jnp.where(present, optax.safe_increment(step), step)
     # The step of a parameter that never had a gradient is not used, but divided by.
     time = lax.convert_element_type(jnp.maximum(counted, 1), dtype)
-    now, new = rule.clock(time, **_cast(numbers, dtype), **vectors)
-    kept = {name: jnp.where(present, new[name], old) for name, old in vectors.items()}
+    now, new = rule.clock(time, **_cast({**numbers, **vectors}, dtype))
+    kept = {
+        name: jnp.where(present, new[name].astype(old.dtype), old)
+        for name, old in vectors.items()
+    }
     return now, counted, kept
 
 
