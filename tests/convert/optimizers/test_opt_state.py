@@ -19,12 +19,6 @@ from tests.convert.optimizers.nets import (
 )
 
 
-@pytest.fixture(autouse=True)
-def float64():
-    with jax.enable_x64(True):
-        yield
-
-
 @pytest.fixture
 def model():
     return net()

@@ -1,5 +1,6 @@
 """torch's optimizers become Optax code that steps as they do, and prints as it runs."""
 
+import functools
 import subprocess
 import sys
 
@@ -14,8 +15,10 @@ from torch.optim import lr_scheduler
 
 import jaxclip
 import torchref.resnet
-from jaxclip import convert, models
+from jaxclip import convert, models, optim
 from jaxclip.convert._optimizers.choices import choose
+from jaxclip.convert._optimizers.expressions import code_of
+from jaxclip.convert._optimizers.schedulers import momentum_call, schedule_call
 from tests.convert.optimizers.nets import (
     gradients,
     net,
@@ -23,12 +26,6 @@ from tests.convert.optimizers.nets import (
     target,
     weights,
 )
-
-
-@pytest.fixture(autouse=True)
-def float64():
-    with jax.enable_x64(True):
-        yield
 
 
 @pytest.fixture
@@ -73,19 +70,15 @@ def is_equal(made, expected, tolerance=1e-12):
     return True
 
 
-def check(optimizer, model, scheduler=None, steps=6, **options):
+def check(optimizer, model, scheduler=None, steps=6):
     """Hold what the printed code makes against torch."""
     flax = target(model)
     ported = convert.optimizer_from_torch(
-        optimizer, flax, scheduler=scheduler, model=model, **options
+        optimizer, flax, scheduler=scheduler, model=model
     )
     grads = gradients(model, steps)
     made = run(executed(ported), model, flax, grads)
-    per_epoch = options.get("steps_per_epoch", 1)
-    for start in range(0, steps, per_epoch):
-        step(model, optimizer, grads[start : start + per_epoch])
-        if scheduler is not None:
-            scheduler.step()
+    step(model, optimizer, grads, scheduler)
     assert is_equal(made, weights(model))
     return str(ported)
 
@@ -126,9 +119,8 @@ def test_muon_finds_torchs_axes(model):
 
 
 def test_adafactor_finds_torchs_axes():
-    source = torchref.resnet.ResNet(2, 3, widths=(4, 5), depth=1)
-    make = lambda: models.ResNet(2, 3, widths=(4, 5), depth=1, rngs=nnx.Rngs(0))  # noqa: E731
-    flax = convert.from_torch(make, source)
+    source = torchref.resnet.ResNet(2, 3, (4, 5))
+    flax = nnx.eval_shape(lambda: models.ResNet(2, 3, (4, 5), rngs=nnx.Rngs(0)))
     optimizer = torch.optim.Adafactor(source.parameters())
     code = str(convert.optimizer_from_torch(optimizer, flax))
     assert "factored_axes=factored_axes" in code
@@ -156,36 +148,76 @@ SCHEDULERS = {
 }
 
 
+def rates(optimizer, scheduler, steps):
+    """Return torch's learning rates and momenta of the second group."""
+    found = []
+    for _ in range(steps):
+        group = optimizer.param_groups[1]
+        found.append((group["lr"], group["momentum"]))
+        optimizer.step()
+        scheduler.step()
+    return np.array(found).T
+
+
+def values(call, epochs):
+    """Return the values of a schedule that its code makes."""
+    made = eval(code_of(call), {"schedules": optim.schedules})
+    return np.asarray(made(np.arange(epochs)))
+
+
 @pytest.mark.parametrize("per_epoch", [1, 2])
 @pytest.mark.parametrize("name", SCHEDULERS)
-def test_every_scheduler_and_its_arguments(model, name, per_epoch):
-    if (name, per_epoch) == ("OneCycleLR", 2):
-        pytest.skip("torch steps it at each update")
-    optimizer = torch.optim.SGD(model.parameters(), lr=0.2, momentum=0.9)
+def test_every_scheduler_and_its_arguments(name, per_epoch):
+    groups = [{"params": [torch.nn.Parameter(torch.zeros(1))]} for _ in range(2)]
+    optimizer = torch.optim.SGD([groups[0], {**groups[1], "lr": 0.2}], momentum=0.9)
     scheduler = getattr(lr_scheduler, name)(optimizer, **SCHEDULERS[name])
-    code = check(optimizer, model, scheduler, steps_per_epoch=per_epoch)
+    # Also where torch is under way.
+    optimizer.step()
+    scheduler.step()
+    group = optimizer.param_groups[1]
+    if (name, per_epoch) == ("OneCycleLR", 2):
+        with pytest.raises(convert.ConversionError, match="which goes by updates"):
+            schedule_call(scheduler, 1, group, per_epoch)
+        return
+    call = schedule_call(scheduler, 1, group, per_epoch)
+    momentum = momentum_call(scheduler, group, per_epoch)
+    lr, momenta = rates(optimizer, scheduler, 5)
+    made = values(call, 6 * per_epoch).reshape(6, per_epoch)
+    np.testing.assert_allclose(made[1:], np.stack([lr] * per_epoch, 1), rtol=1e-12)
+    if momentum is None:
+        assert not np.ptp(momenta)
+    else:
+        made = values(momentum, 6 * per_epoch).reshape(6, per_epoch)
+        expected = np.stack([momenta] * per_epoch, 1)
+        np.testing.assert_allclose(made[1:], expected, rtol=1e-12)
     for argument, value in SCHEDULERS[name].items():
         shown = f'"{value}"' if isinstance(value, str) else repr(value)
         named = argument not in ("base_lr", "max_lr")
-        assert (f"{argument}={shown}" if named else shown) in code
+        assert (f"{argument}={shown}" if named else shown) in code_of(call)
 
 
-def test_schedulers_of_schedulers(model):
-    optimizer = torch.optim.SGD(model.parameters(), lr=0.2)
-    parts = [
-        lr_scheduler.LinearLR(optimizer, total_iters=2),
-        lr_scheduler.CosineAnnealingLR(optimizer, 5),
-    ]
-    code = check(optimizer, model, lr_scheduler.SequentialLR(optimizer, parts, [2]))
-    assert "schedules.sequential_lr(" in code
+def test_schedulers_of_schedulers():
+    def made(*parts, milestones=None):
+        """Return the call, and torch's learning rates."""
+        weight = torch.nn.Parameter(torch.zeros(1))
+        optimizer = torch.optim.SGD([{"params": [weight]}, {"params": []}], lr=0.2)
+        parts = [make(optimizer) for make in parts]
+        if milestones is None:
+            scheduler = lr_scheduler.ChainedScheduler(parts)
+        else:
+            scheduler = lr_scheduler.SequentialLR(optimizer, parts, milestones)
+        call = schedule_call(scheduler, 1, optimizer.param_groups[1])
+        return call, rates(optimizer, scheduler, 8)[0]
 
-    optimizer = torch.optim.SGD(model.parameters(), lr=0.2)
-    parts = [
-        lr_scheduler.ConstantLR(optimizer, total_iters=3),
-        lr_scheduler.ExponentialLR(optimizer, 0.9),
-    ]
-    code = check(optimizer, model, lr_scheduler.ChainedScheduler(parts))
-    assert "schedules.chained_scheduler(" in code
+    warm_up = functools.partial(lr_scheduler.LinearLR, total_iters=3)
+    call, lr = made(
+        warm_up, lambda opt: lr_scheduler.CosineAnnealingLR(opt, 5), milestones=[3]
+    )
+    np.testing.assert_allclose(values(call, 8), lr, rtol=1e-12)
+    assert code_of(call).startswith("schedules.sequential_lr(")
+    call, lr = made(warm_up, lambda opt: lr_scheduler.ExponentialLR(opt, 0.9))
+    np.testing.assert_allclose(values(call, 8), lr, rtol=1e-12)
+    assert code_of(call).startswith("schedules.chained_scheduler(")
 
 
 def test_a_cycle_of_the_first_beta(model):

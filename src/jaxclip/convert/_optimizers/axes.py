@@ -1,5 +1,7 @@
 """Which axes of a variable are which of torch's, for optimizers of matrices."""
 
+import itertools
+
 import numpy as np
 
 from jaxclip.convert._plan import Entry
@@ -23,8 +25,8 @@ def axes_of(entry: Entry) -> list[tuple[int, ...]] | None:
     if len(found) > len({*found}):
         return None
     # An axis of length 1 varies along none, and may be any that is left.
-    spare = [axis for axis in range(len(leaf.value.shape)) if axis not in found]
-    return [own or tuple(spare[:1]) for own in axes]
+    spare = iter(n for n in range(len(leaf.value.shape)) if n not in found)
+    return [own or tuple(itertools.islice(spare, 1)) for own in axes]
 
 
 def _varying(entry: Entry, shape: tuple[int, ...], axis: int) -> tuple[int, ...]:
