@@ -1,10 +1,14 @@
-"""Weights between torch and Flax.
+"""Weights and optimizers between torch and Flax.
 
 ``from_torch(target, source)`` returns the target with torch's weights in it;
 ``to_torch(target)`` returns a state dict that torch loads; ``mapping(target, source)``
 is the map between them, which serves gradients and moments, too. How an array lies in
 memory follows from the type of the Flax module that holds it, and nothing is skipped,
 guessed, or cast unless asked for.
+
+``optimizer_from_torch`` makes the Optax code of an optimizer, with its groups and its
+scheduler; ``opt_state_from_torch`` and ``opt_state_to_torch`` carry its state, so that a
+run goes on where it stopped.
 
 A new type of layer is one rule in one place: ``register``, whose links ``same``,
 ``transposed``, ``permuted`` and ``Link`` make.
