@@ -7,8 +7,8 @@ memory follows from the type of the Flax module that holds it, and nothing is sk
 guessed, or cast unless asked for.
 
 ``optimizer_from_torch`` makes the Optax code of an optimizer, with its groups and its
-scheduler; ``opt_state_from_torch`` and ``opt_state_to_torch`` carry its state, so that a
-run goes on where it stopped.
+scheduler; ``opt_state_from_torch`` and ``opt_state_to_torch`` carry its state, so that
+a run goes on where it stopped.
 
 A new type of layer is one rule in one place: ``register``, whose links ``same``,
 ``transposed``, ``permuted`` and ``Link`` make.

@@ -160,14 +160,16 @@ def test_a_parameter_that_torch_never_stepped_is_at_step_0(model):
     assert not np.any(state.max_exp_avg_sq["fc2"]["kernel"])
 
 
-def test_sgd_knows_its_first_step_by_the_buffer(model):
+@pytest.mark.parametrize("count", [7, 0])
+def test_sgd_knows_its_first_step_by_the_buffer(model, count):
     make = {"make": torch.optim.SGD, "momentum": 0.9, "dampening": 0.5}
     optimizer = trained(model, steps=1, **make)
     tx = optim.sgd(momentum=0.9, dampening=0.5)
     state = convert.opt_state_from_torch(
-        optimizer, target(model), tx, model=model, count=7
+        optimizer, target(model), tx, model=model, count=count
     )
-    np.testing.assert_array_equal(state.step, [0, 7, 7, 7, 7])
+    # One of which it is not known which it was is not the first.
+    np.testing.assert_array_equal(state.step, [0, *[max(count, 1)] * 4])
     back = convert.opt_state_to_torch(state, target(model), optimizer, model=model)
     assert_same(back["optimizer"], optimizer.state_dict())
     assert len(back["optimizer"]["state"]) == 4
@@ -211,6 +213,77 @@ def test_a_state_dict_has_the_names_that_torch_stored(model):
         optimizer.state_dict(), target(model), optim.adamw()
     )
     assert is_averages(state, optimizer, model)
+
+
+def test_parameters_may_be_numbered_by_their_names(model):
+    """torch.distributed.checkpoint has names where a state dict has numbers."""
+    names = [name for name, _ in model.named_parameters()]
+    optimizer = trained(model)
+    saved = optimizer.state_dict()
+    (group,) = saved["param_groups"]
+    by_name = {
+        "state": {names[number]: kept for number, kept in saved["state"].items()},
+        "param_groups": [{**group, "params": names}],
+    }
+    state = convert.opt_state_from_torch(by_name, target(model), optim.adamw())
+    assert is_averages(state, optimizer, model)
+    made = convert.opt_state_to_torch(state, target(model), by_name)
+    assert_same(made["optimizer"], by_name)
+
+
+def test_an_optimizer_of_nnx_takes_the_state_and_gives_it(model):
+    flax = target(model)
+    optimizer = trained(model)
+    tx = optim.adamw()
+    state = convert.opt_state_from_torch(optimizer, flax, tx, model=model)
+    held = nnx.Optimizer(flax, tx, wrt=nnx.Param)
+    structure = jax.tree.structure(held.opt_state)
+    held.opt_state = jax.tree.unflatten(structure, jax.tree.leaves(state))
+    assert is_averages(held.opt_state, optimizer, model)
+    made = convert.opt_state_to_torch(held.opt_state, flax, optimizer, model=model)
+    assert_same(made["optimizer"], optimizer.state_dict())
+    with pytest.raises(TypeError, match="opt_state is a State; it must be a state of"):
+        convert.opt_state_to_torch(
+            nnx.state(held.opt_state), flax, optimizer, model=model
+        )
+
+
+class Stacked(nnx.Module):
+    def __init__(self):
+        """Hold three layers as one."""
+
+        @nnx.split_rngs(splits=3)
+        @nnx.vmap
+        def layers(rngs):
+            return nnx.Linear(3, 2, rngs=rngs, param_dtype="float64")
+
+        self.layers = layers(nnx.Rngs(0))
+
+
+@pytest.mark.parametrize("name", ["AdamW", "Adafactor"])
+def test_stacked_layers(name):
+    layers = torch.nn.ModuleList(torch.nn.Linear(3, 2) for _ in range(3))
+    source = torch.nn.ModuleDict({"layers": layers}).double()
+    optimizer = getattr(torch.optim, name)(source.parameters())
+    step(source, optimizer, gradients(source, 2))
+    flax = Stacked()
+    weights = convert.mapping(flax, stacked="layers")
+    # (layers, in, out), of which torch's last two are out and in.
+    axes = {"factored_axes": lambda path, _: (2, 1) if "kernel" in path else ()}
+    tx = getattr(optim, name.lower())(**(axes if name == "Adafactor" else {}))
+    state = convert.opt_state_from_torch(
+        optimizer, flax, tx, model=source, mapping=weights
+    )
+    key = "exp_avg" if name == "AdamW" else "row_var"
+    expected = [
+        own(optimizer, source, f"layers.{n}.weight")[key].numpy() for n in (0, 1, 2)
+    ]
+    made = getattr(state, key)["layers"]["kernel"].get_value()
+    np.testing.assert_array_equal(made, np.moveaxis(np.stack(expected), 1, 2))
+    back = convert.opt_state_to_torch(
+        state, flax, optimizer, model=source, mapping=weights
+    )
+    assert_same(back["optimizer"], optimizer.state_dict())
 
 
 def test_names_may_be_given_for_each_group(model):
@@ -329,7 +402,7 @@ def test_what_does_not_fit_is_one_error(model):
     tx = optax.chain(optax.ema(0.9), optim.sgd(0.1, momentum=0.9))
     assert refusal(optimizer, target(model), tx, model=model) == (
         "nothing was converted; 5 problems:\n"
-        "  - EmaState is a state of Optax's that torch has no counterpart of.\n"
+        "  - EmaState is a state that is not carried over.\n"
         "  - torch keeps no 'momentum_buffer' of 'fc1.bias' and 4 more, and a state of "
         "the transformation does. Are the options the same?\n"
         "  - torch keeps 'exp_avg' of 'fc1.weight' and 4 more, and no state of the "
@@ -440,6 +513,27 @@ def test_a_count_is_not_made_up(model):
     )
 
 
+def test_a_plateau_is_on_both_sides(model):
+    optimizer = torch.optim.SGD(model.parameters(), lr=0.1)
+    scheduler = torch.optim.lr_scheduler.ReduceLROnPlateau(optimizer)
+    behind = optim.schedules.reduce_lr_on_plateau(0.1)
+    options = {"model": model, "count": 0}
+    assert "and no state is that of jaxclip.optim.schedules.reduce_lr_on_plateau" in (
+        refusal(
+            optimizer, target(model), optim.sgd(0.1), scheduler=scheduler, **options
+        )
+    )
+    assert "a state is that of reduce_lr_on_plateau, and the source holds no" in (
+        refusal(optimizer, target(model), behind, **options)
+    )
+    groups = [{"params": [p], "lr": 0.1 * n} for n, p in enumerate(model.parameters())]
+    several = torch.optim.SGD(groups)
+    scheduler = torch.optim.lr_scheduler.ReduceLROnPlateau(several)
+    assert "a ReduceLROnPlateau of groups with the learning rates 0.0, 0.1" in (
+        refusal(several, target(model), behind, scheduler=scheduler, **options)
+    )
+
+
 class Summed(nnx.Module):
     """One bias where torch adds two, as in the cells of Flax."""
 
@@ -535,8 +629,11 @@ def test_what_does_not_fit_on_the_way_back(model):
         state, model, saved
     )
     plateau = torch.optim.lr_scheduler.ReduceLROnPlateau(optimizer)
-    assert "scheduler is a ReduceLROnPlateau, whose steps depend on a metric" in back(
+    assert "there is a ReduceLROnPlateau on one side alone" in back(
         state, model, optimizer, scheduler=plateau
+    )
+    assert "EmaState is a state that is not carried over." in back(
+        (state, optax.ema(0.9).init(params)), model, optimizer
     )
     assert "no state counts the updates, and so scheduler cannot go on." in back(
         optax.sgd(0.1).init(params),

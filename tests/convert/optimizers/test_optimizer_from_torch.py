@@ -392,9 +392,9 @@ def test_the_code_is_formatted(model):
     assert done.stdout == ""
 
 
-def refusal(optimizer, model, **options):
+def refusal(optimizer, source, **options):
     with pytest.raises(convert.ConversionError) as raised:
-        convert.optimizer_from_torch(optimizer, target(model), **options)
+        convert.optimizer_from_torch(optimizer, target(source), **options)
     return str(raised.value)
 
 
@@ -432,7 +432,6 @@ def made(model, scheduler, *arguments, **options):
     [
         ("LambdaLR", [lambda n: 1.0], "calls functions of yours, which no code can be"),
         ("MultiplicativeLR", [lambda n: 1.0], "Use schedules.multiplicative_lr with"),
-        ("ReduceLROnPlateau", [], "steps by a metric. Put schedules.reduce_lr_on"),
     ],
 )
 def test_schedulers_without_a_counterpart(model, name, arguments, said):
@@ -440,6 +439,17 @@ def test_schedulers_without_a_counterpart(model, name, arguments, said):
     text = refusal(optimizer, model, scheduler=scheduler)
     assert f"scheduler is a torch.optim.lr_scheduler.{name}: it " in text
     assert said in text
+
+
+def test_a_plateau_that_scales_unevenly_is_refused(model):
+    groups = grouped(model)
+    for group in groups:
+        group.pop("betas", None)
+    optimizer = torch.optim.ASGD(groups)
+    scheduler = lr_scheduler.ReduceLROnPlateau(optimizer)
+    said = refusal(optimizer, model, scheduler=scheduler, model=model)
+    assert "the steps of ASGD are not proportional to the learning rate." in said
+    assert "a ReduceLROnPlateau of groups with learning rates of their own" in said
 
 
 def test_schedulers_that_are_not_all(model):

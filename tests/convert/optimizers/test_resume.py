@@ -97,6 +97,55 @@ def test_every_optimizer_goes_on(name):
         np.testing.assert_allclose(value, expected[key], rtol=1e-12, atol=1e-14)
 
 
+def test_a_plateau_goes_on():
+    """The values reduce the learning rate once in each part."""
+    metrics = [1.0, 1.0, 0.9, 0.9, 0.9, 0.9, 0.8, 0.8, 0.8]
+    grads = gradients(net(), 3 * PART)
+
+    def make(model):
+        optimizer = torch.optim.SGD(model.parameters(), lr=0.1, momentum=0.9)
+        return optimizer, lr_scheduler.ReduceLROnPlateau(
+            optimizer, factor=0.5, patience=0, cooldown=1
+        )
+
+    def train(model, optimizer, scheduler, part):
+        for n in range(3 * PART)[part]:
+            step(model, optimizer, grads[n : n + 1])
+            scheduler.step(metrics[n])
+
+    whole = net()
+    train(whole, *make(whole), slice(None))
+    model = net()
+    optimizer, scheduler = make(model)
+    train(model, optimizer, scheduler, slice(PART))
+
+    flax = target(model)
+    tx = convert.optimizer_from_torch(optimizer, flax, scheduler=scheduler)
+    assert "schedules.reduce_lr_on_plateau(" in str(tx)
+    state = convert.opt_state_from_torch(
+        optimizer, flax, tx, model=model, scheduler=scheduler
+    )
+    layout = convert.mapping(flax).parameters()
+    params = nnx.state(flax, nnx.Param)
+    for n in range(PART, 2 * PART):
+        grad = layout.to_flax(grads[n], like=params)
+        updates, state = tx.update(grad, state, params, value=metrics[n])
+        params = optax.apply_updates(params, updates)
+    nnx.update(flax, params)
+    made = convert.opt_state_to_torch(
+        state, flax, optimizer, model=model, scheduler=scheduler
+    )
+    model.load_state_dict(convert.to_torch(flax))
+    optimizer.load_state_dict(made["optimizer"])
+    scheduler.load_state_dict(made["scheduler"])
+    assert (scheduler.last_epoch, scheduler.best) == (2 * PART, 0.9)
+    train(model, optimizer, scheduler, slice(2 * PART, None))
+    assert optimizer.param_groups[0]["lr"] < 0.1 / 2**3
+    expected = weights(whole)
+    for key, value in weights(model).items():
+        np.testing.assert_allclose(value, expected[key], rtol=1e-12, atol=1e-14)
+
+
 def split(made, grads):
     optimizer, scheduler = made
     return optimizer, grads, scheduler

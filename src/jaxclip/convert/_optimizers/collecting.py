@@ -30,16 +30,20 @@ class Collecting:
         count: The number of updates so far; None if no state counts them.
         kept: Arrays by the parameter's name and by what torch calls them. ``"step"``
             is an int.
+        plateau: What a ReduceLROnPlateau keeps.
     """
 
     def __init__(self, layout: Layout, state: Any) -> None:
         """Take all that there is."""
         self.layout = layout
         self.kept: dict[str, dict[str, Any]] = {}
+        self.plateau: dict[str, Any] = {}
         found = list(holders(state))
         self.count = self._count(found)
         for inner, held in found:
             self._state(inner, held)
+            own = {name: getattr(inner, name).item() for name in held.scheduler}
+            self.plateau |= own
 
     def _count(self, found: list[tuple[Any, Holding]]) -> int | None:
         counts = {int(getattr(s, h.count)) for s, h in found if h.count is not None}

@@ -30,13 +30,22 @@ class Filling:
         layout: Which parameter is which.
         kept: What torch keeps of each parameter.
         count: The number of updates so far; None if nothing says it.
+        plateau: What a ReduceLROnPlateau keeps; nothing if there is none.
     """
 
-    def __init__(self, layout: Layout, kept: Kept, count: int | None) -> None:
+    def __init__(
+        self,
+        layout: Layout,
+        kept: Kept,
+        count: int | None,
+        plateau: Mapping[str, Any],
+    ) -> None:
         """Take note of what is to be used up."""
         self.layout = layout
         self.kept = kept
         self._count = count
+        self._plateau = plateau
+        self._plateaus = 0
         self._used: set[tuple[str, str]] = set()
         self._missing: dict[str, list[str]] = {}
 
@@ -59,6 +68,8 @@ class Filling:
             fields[held.shared_step] = self._shared_step(paths)
         if held.count is not None:
             fields[held.count] = self.count(getattr(state, held.count))
+        if held.scheduler:
+            fields |= self._scheduler({n: getattr(state, n) for n in held.scheduler})
         return state._replace(**fields)
 
     def count(self, old: Any) -> jax.Array:
@@ -79,11 +90,27 @@ class Filling:
             for key in _kept_keys(own) - {"step"}:
                 if (name, key) not in self._used:
                     left.setdefault(key, []).append(name)
+        if self._plateau and not self._plateaus:
+            self.layout.problem(
+                "torch's scheduler is a ReduceLROnPlateau, and no state is that of "
+                "jaxclip.optim.schedules.reduce_lr_on_plateau."
+            )
         return [
             *self.layout.problems,
             *(_unequal("no ", key, names, "a") for key, names in self._missing.items()),
             *(_unequal("", key, left[key], "no") for key in sorted(left)),
         ]
+
+    def _scheduler(self, old: Mapping[str, Any]) -> dict[str, Any]:
+        """Return what a ReduceLROnPlateau keeps."""
+        self._plateaus += 1
+        if not self._plateau:
+            self.layout.problem(
+                "a state is that of reduce_lr_on_plateau, and the source holds no "
+                "ReduceLROnPlateau. Pass scheduler=..."
+            )
+            return dict(old)
+        return {n: jnp.asarray(self._plateau[n], v.dtype) for n, v in old.items()}
 
     def _tree(self, tree: Any, key: str) -> Any:
         """Return a tree like the parameters with torch's values."""

@@ -9,6 +9,7 @@ import jax.numpy as jnp
 import optax
 
 from jaxclip.convert._targets.tree import Path, tree_path
+from jaxclip.optim.schedules import PlateauState
 
 
 @dataclass(frozen=True)
@@ -21,6 +22,7 @@ class Holding:
         step: The array of the parameters' own steps.
         shared_step: The step that all of its parameters have taken.
         count: The number of updates, of which schedules are functions.
+        scheduler: What torch's ReduceLROnPlateau keeps, under its names.
     """
 
     trees: Mapping[str, str] = field(default_factory=dict)
@@ -28,17 +30,21 @@ class Holding:
     step: str | None = None
     shared_step: str | None = None
     count: str | None = None
+    scheduler: tuple[str, ...] = ()
 
 
-_OPTAX = {
+_KNOWN = {
     optax.ScaleByAdamState: Holding(
         {"mu": "exp_avg", "nu": "exp_avg_sq"}, shared_step="count"
     ),
     optax.TraceState: Holding({"trace": "momentum_buffer"}),
     optax.ScaleByRmsState: Holding({"nu": "square_avg"}),
     optax.ScaleByScheduleState: Holding(count="count"),
+    PlateauState: Holding(
+        count="count", scheduler=("lr", "best", "num_bad_epochs", "cooldown_counter")
+    ),
 }
-"""Optax's own states that hold the same as torch's do."""
+"""States that hold the same as torch's do, of Optax's own and of schedules."""
 
 _COUNTERS = {
     optax.InjectHyperparamsState: "count",
@@ -50,8 +56,8 @@ _COUNTERS = {
 
 def holding(state: Any) -> Holding | None:
     """Say what a state holds; None if it is none that holds what torch keeps."""
-    if type(state) in _OPTAX:
-        return _OPTAX[type(state)]
+    if type(state) in _KNOWN:
+        return _KNOWN[type(state)]
     if not (is_from(state, "jaxclip.optim") and {"count", "step"} <= {*state._fields}):
         return None
     slots = {
@@ -108,14 +114,19 @@ def holders(state: Any) -> Iterator[tuple[Any, Holding]]:
             yield from holders(child)
 
 
-def strangers(state: Any) -> Iterator[str]:
-    """Yield the names of Optax's states that hold averages of another kind.
+def strangers(state: Any) -> list[str]:
+    """Say which states of optimizers hold averages of another kind.
 
     What clips, and what users make, is passed over: it starts anew.
     """
+    return [f"{name} is a state that is not carried over." for name in _strange(state)]
+
+
+def _strange(state: Any) -> Iterator[str]:
     if holding(state) is not None or not _has_states(state):
         return
-    if is_from(state, "optax") and any(
+    of_optimizer = is_from(state, "optax") or is_from(state, "jaxclip.optim")
+    if of_optimizer and any(
         _is_average(value)
         for name, value in state._asdict().items()
         # What MultiSteps has added up so far: torch has it in no checkpoint.
@@ -123,7 +134,7 @@ def strangers(state: Any) -> Iterator[str]:
     ):
         yield type(state).__name__
     for child in _children(state):
-        yield from strangers(child)
+        yield from _strange(child)
 
 
 def parameter_paths(state: Any, held: Holding) -> list[Path]:

@@ -13,7 +13,11 @@ from jaxclip.convert._optimizers.choices import choose
 from jaxclip.convert._optimizers.expressions import Call, Named, given
 from jaxclip.convert._optimizers.places import Place
 from jaxclip.convert._optimizers.position import epoch_of
-from jaxclip.convert._optimizers.schedulers import momentum_call, schedule_call
+from jaxclip.convert._optimizers.schedulers import (
+    is_plateau,
+    momentum_call,
+    schedule_call,
+)
 
 _OPTIMIZERS = (
     *("SGD", "ASGD", "Adam", "AdamW", "Adamax", "NAdam", "RAdam", "RMSprop"),
@@ -105,7 +109,8 @@ def step_call(
             )
     if problems:
         raise ConversionError(problems)
-    if scheduler is not None:
+    # A ReduceLROnPlateau scales what an optimizer of the present rate returns.
+    if scheduler is not None and not is_plateau(scheduler):
         options |= _scheduled(scheduler, index, group, options, steps_per_epoch)
     if kind in _AXES:
         options |= _AXES[kind](places)

@@ -68,6 +68,9 @@ def _names(
                 ]
             )
         return given
+    if all(isinstance(number, str) for number in held.numbers):
+        # As torch.distributed.checkpoint has them.
+        return [str(name) for name in held.numbers]
     if all("param_names" in group for group in held.groups):
         return [name for group in held.groups for name in group["param_names"]]
     if held.live is not None and hasattr(model, "named_parameters"):

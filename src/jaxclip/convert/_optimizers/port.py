@@ -19,6 +19,7 @@ from jaxclip.convert._optimizers.expressions import (
 from jaxclip.convert._optimizers.options import refuse_unknown, step_call
 from jaxclip.convert._optimizers.parameters import ParamNames, parameter_names
 from jaxclip.convert._optimizers.places import Place, places_of
+from jaxclip.convert._optimizers.schedulers import plateau_call
 from jaxclip.convert._optimizers.state import parameter_map
 
 _IMPORTS = {
@@ -67,7 +68,8 @@ def optimizer_from_torch(
     those that the optimizer does not have, or that need no gradient.
 
     A schedule begins where torch's scheduler did. How far it is lies in the state,
-    where ``opt_state_from_torch`` puts it.
+    where ``opt_state_from_torch`` puts it. For a ReduceLROnPlateau, whose present
+    learning rate is the one to reduce, ``update`` takes ``value=``.
 
     Args:
         optimizer: One of torch.optim, other than ``SparseAdam``.
@@ -155,9 +157,13 @@ def optimizer_from_torch(
             )
         except ConversionError as error:
             problems += error.problems
+    try:
+        plateau = plateau_call(optimizer, scheduler, steps_per_epoch)
+    except ConversionError as error:
+        problems += error.problems
     if problems:
         raise ConversionError(dict.fromkeys(problems))
-    return _ported(_assembled(groups, places, clip))
+    return _ported(_assembled(groups, places, clip, plateau))
 
 
 def _labels(optimizer: Any) -> list[str]:
@@ -172,8 +178,9 @@ def _assembled(
     groups: dict[str, Call],
     places: dict[str, Place],
     clip: optax.GradientTransformation | None,
+    plateau: Call | None,
 ) -> Call:
-    """Put the groups, the clip and what is frozen together, in torch's order."""
+    """Put all the parts together, in torch's order."""
     labels = list(groups)
     # In the order of the groups, of which the first is the default among equals.
     trained = {
@@ -186,8 +193,10 @@ def _assembled(
         (whole,) = groups.values()
     else:
         whole = _partition(groups, choose("group", trained))
-    if clip is not None:
-        whole = Call("optax.chain", optax.chain, (Named("clip", clip), whole))
+    links: list[Any] = [] if clip is None else [Named("clip", clip)]
+    links += [whole] if plateau is None else [whole, plateau]
+    if len(links) > 1:
+        whole = Call("optax.chain", optax.chain, tuple(links))
     if len(trained) == len(places):
         return whole
     parts = {p: "trained" if p in trained else "frozen" for p in places}

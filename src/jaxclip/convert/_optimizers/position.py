@@ -8,6 +8,9 @@ from typing import Any
 from jaxclip.convert._errors import ConversionError
 from jaxclip.convert._optimizers.checkpoint import Group, is_scheduler_state
 
+_PLATEAU = {"best", "num_bad_epochs", "cooldown_counter"}
+"""What a ReduceLROnPlateau has learned."""
+
 
 def count_of(
     steps: Sequence[int],
@@ -69,6 +72,48 @@ def epoch_of(state: Mapping[str, Any]) -> int:
     return epoch_of(state["_schedulers"][0])
 
 
+def plateau_of(
+    schedulers: Sequence[Mapping[str, Any]], groups: Sequence[Group]
+) -> dict[str, Any]:
+    """Return what a ReduceLROnPlateau keeps; nothing if there is none.
+
+    Raises:
+        ConversionError: If it keeps a learning rate for each group.
+    """
+    found = [state for state in schedulers if _PLATEAU <= {*state}]
+    if not found:
+        return {}
+    rates = {float(group["lr"]) for group in groups}
+    if len(rates) > 1:
+        raise ConversionError(
+            [
+                "scheduler is a ReduceLROnPlateau of groups with the learning rates "
+                f"{', '.join(map(str, sorted(rates)))}; reduce_lr_on_plateau has one."
+            ]
+        )
+    return {"lr": rates.pop(), **{name: found[0][name] for name in _PLATEAU}}
+
+
+def plateaued(
+    state: Mapping[str, Any],
+    groups: Sequence[Group],
+    plateau: Mapping[str, Any],
+    epoch: int,
+) -> tuple[list[Group], dict[str, Any]]:
+    """Return parameter groups and the state of a ReduceLROnPlateau, later on.
+
+    Args:
+        state: The state dict of the scheduler.
+        groups: The parameter groups.
+        plateau: What it keeps by then.
+        epoch: The number of its steps by then.
+    """
+    lr = plateau["lr"]
+    kept = {name: plateau[name] for name in _PLATEAU}
+    later = {**state, **kept, "last_epoch": epoch, "_last_lr": [lr] * len(groups)}
+    return [{**group, "lr": lr} for group in groups], later
+
+
 def stepped(
     scheduler: Any, optimizer: Any, groups: Sequence[Group], epoch: int
 ) -> tuple[list[Group], dict[str, Any]]:
@@ -84,17 +129,10 @@ def stepped(
         epoch: The number of steps to go on to.
 
     Raises:
-        ConversionError: If it is past that, or steps by a metric.
+        ConversionError: If it is past that.
     """
     import torch
 
-    if isinstance(scheduler, torch.optim.lr_scheduler.ReduceLROnPlateau):
-        raise ConversionError(
-            [
-                "scheduler is a ReduceLROnPlateau, whose steps depend on a metric that "
-                "is not known here. Leave it out, and step it in torch."
-            ]
-        )
     ahead = epoch - epoch_of(scheduler.state_dict())
     if ahead < 0:
         raise ConversionError(

@@ -74,6 +74,43 @@ def momentum_call(
     return _call("cyclic_momentum", (), ends | cycle)
 
 
+def is_plateau(scheduler: Any) -> bool:
+    """Say whether a scheduler steps by a metric."""
+    return _name(scheduler) == "ReduceLROnPlateau"
+
+
+def plateau_call(optimizer: Any, scheduler: Any, steps_per_epoch: int) -> Call | None:
+    """Return the call that makes what a ReduceLROnPlateau does, if it is one.
+
+    Raises:
+        ConversionError: If it scales other than all updates alike.
+    """
+    if not is_plateau(scheduler):
+        return None
+    kind = type(optimizer).__name__
+    problems = []
+    if kind in _NOT_PROPORTIONAL:
+        problems.append(
+            f"scheduler is a ReduceLROnPlateau, and the steps of {kind} are not "
+            "proportional to the learning rate. There is no transformation for both."
+        )
+    rates = {float(group["lr"]) for group in optimizer.param_groups}
+    if len(rates) > 1 or len({*scheduler.min_lrs}) > 1:
+        problems.append(
+            "scheduler is a ReduceLROnPlateau of groups with learning rates of their "
+            "own; reduce_lr_on_plateau has one."
+        )
+    if problems:
+        raise ConversionError(problems)
+    names = ("mode", "factor", "patience", "threshold", "threshold_mode", "cooldown")
+    options = {name: getattr(scheduler, name) for name in (*names, "eps")}
+    options |= {"min_lr": scheduler.min_lrs[0], "steps_per_epoch": steps_per_epoch}
+    return _call("reduce_lr_on_plateau", (rates.pop(),), options)
+
+
+_NOT_PROPORTIONAL = {"Rprop", "ASGD", "Adafactor", "LBFGS"}
+"""torch's optimizers whose steps do not grow with the learning rate in proportion."""
+
 _SCHEDULERS: dict[str, tuple[str, tuple[str, ...]]] = {
     "StepLR": ("step_lr", ("step_size", "gamma")),
     "MultiStepLR": ("multi_step_lr", ("milestones", "gamma")),
@@ -94,8 +131,6 @@ _WITHOUT = {
     "schedules.lambda_lr with a function of JAX's",
     "MultiplicativeLR": "calls functions of yours, which no code can be written for. "
     "Use schedules.multiplicative_lr with a function of JAX's",
-    "ReduceLROnPlateau": "steps by a metric. Put schedules.reduce_lr_on_plateau behind "
-    "the optimizer",
 }
 """Why some of torch's have none, and what to use."""
 

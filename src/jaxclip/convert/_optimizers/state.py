@@ -18,7 +18,13 @@ from jaxclip.convert._optimizers.filling import Filling, Kept
 from jaxclip.convert._optimizers.held import replaced, strangers
 from jaxclip.convert._optimizers.layout import Layout
 from jaxclip.convert._optimizers.parameters import ParamNames, parameter_names
-from jaxclip.convert._optimizers.position import count_of, scheduler_state, stepped
+from jaxclip.convert._optimizers.position import (
+    count_of,
+    plateau_of,
+    plateaued,
+    scheduler_state,
+    stepped,
+)
 from jaxclip.convert._optional import need
 
 if TYPE_CHECKING:
@@ -48,6 +54,11 @@ def opt_state_from_torch(
     ``init`` made. Those of ``jaxclip.optim`` are known, and of Optax the states of
     ``adam``, ``adamw``, ``rmsprop``, momentum and schedules. What clips, and other
     transformations that torch does not have, start anew.
+
+    An ``nnx.Optimizer`` takes it so::
+
+        structure = jax.tree.structure(optimizer.opt_state)
+        optimizer.opt_state = jax.tree.unflatten(structure, jax.tree.leaves(state))
 
     Hyperparameters are the transformation's own; torch's are looked at by
     ``optimizer_from_torch``.
@@ -101,23 +112,17 @@ def opt_state_from_torch(
     weights = parameter_map(target, mapping, checkpoint, model)
     names = parameter_names(checkpoint, weights, param_names=param_names, model=model)
     kept = _by_name(checkpoint, names)
+    schedulers = checkpoint.schedulers
+    if scheduler is not None:
+        schedulers = (scheduler_state(scheduler),)
     if count is None:
-        schedulers = (
-            checkpoint.schedulers
-            if scheduler is None
-            else (scheduler_state(scheduler),)
-        )
         steps = [int(own["step"]) for own in kept.values() if "step" in own]
         count = count_of(steps, schedulers, steps_per_epoch=steps_per_epoch)
-    filling = Filling(Layout.of(weights, names), kept, count)
+    plateau = plateau_of(schedulers, checkpoint.groups)
+    filling = Filling(Layout.of(weights, names), kept, count, plateau)
     fresh = transformation.init(trained_params(target) if params is None else params)
     state = replaced(fresh, filling.state, filling.count)
-    problems = [
-        f"{name} is a state of Optax's that torch has no counterpart of."
-        for name in strangers(fresh)
-    ]
-    problems += filling.problems()
-    if problems:
+    if problems := [*strangers(fresh), *filling.problems()]:
         raise ConversionError(problems)
     return state
 
@@ -141,7 +146,7 @@ def opt_state_to_torch(
     of them by the time that ``opt_state`` has reached.
 
     Args:
-        opt_state: The state of a transformation.
+        opt_state: The state of a transformation, or of an ``nnx.Optimizer``.
         target: The Flax model.
         optimizer: The torch optimizer that is to go on, its state dict, or a
             checkpoint: it says which parameter is which, and is not changed.
@@ -177,12 +182,31 @@ def opt_state_to_torch(
         tensor([[0., 0., 0.]])
     """
     need("torch", extra="torch", reason="opt_state_to_torch")
+    if not isinstance(opt_state, tuple | list | dict):
+        raise TypeError(
+            f"opt_state is a {type(opt_state).__name__}; it must be a state of a "
+            "transformation, as its init and update return it."
+        )
     checkpoint = read_checkpoint(optimizer, key)
     weights = parameter_map(target, mapping, checkpoint, model)
     names = parameter_names(checkpoint, weights, param_names=param_names, model=model)
     layout = Layout.of(weights, names)
     collected = Collecting(layout, opt_state)
-    problems = [*layout.problems, *_other_keys(collected.kept, checkpoint, names)]
+    problems = [
+        *strangers(opt_state),
+        *layout.problems,
+        *_other_keys(collected.kept, checkpoint, names),
+    ]
+    plateau = (
+        {}
+        if scheduler is None
+        else plateau_of((scheduler_state(scheduler),), checkpoint.groups)
+    )
+    if plateau.keys() != collected.plateau.keys():
+        problems.append(
+            "there is a ReduceLROnPlateau on one side alone: pass it as scheduler=..., "
+            "and have schedules.reduce_lr_on_plateau in the transformation."
+        )
     if scheduler is not None and collected.count is None:
         problems.append("no state counts the updates, and so scheduler cannot go on.")
     if scheduler is None and checkpoint.schedulers:
@@ -196,7 +220,14 @@ def opt_state_to_torch(
     groups = checkpoint.groups
     if scheduler is not None:
         epoch = (collected.count or 0) // steps_per_epoch
-        groups, made["scheduler"] = stepped(scheduler, checkpoint.live, groups, epoch)
+        if plateau:
+            groups, made["scheduler"] = plateaued(
+                scheduler_state(scheduler), groups, collected.plateau, epoch
+            )
+        else:
+            groups, made["scheduler"] = stepped(
+                scheduler, checkpoint.live, groups, epoch
+            )
     state = {
         names[name]: {key: _tensor(value) for key, value in own.items()}
         for name, own in collected.kept.items()
