@@ -367,9 +367,12 @@ def test_the_scheduler_goes_on_as_torchs_does(model):
     state = convert.opt_state_from_torch(
         optimizer, flax, optim.adamw(), model=model, count=6
     )
-    made = convert.opt_state_to_torch(
-        state, flax, optimizer, model=model, scheduler=scheduler
-    )
+    options = {"model": model, "scheduler": scheduler}
+    made = convert.opt_state_to_torch(state, flax, optimizer, **options)
+    saved = {"optimizer": optimizer.state_dict(), "scheduler": scheduler.state_dict()}
+    again = convert.opt_state_to_torch(state, flax, saved, **options)
+    assert_same(again["optimizer"], made["optimizer"])
+    assert again["scheduler"] == made["scheduler"]
     assert (optimizer.state_dict()["param_groups"], scheduler.state_dict()) == before
     for _ in range(4):
         scheduler.step()

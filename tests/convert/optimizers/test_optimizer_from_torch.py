@@ -346,6 +346,19 @@ def test_a_schedule_begins_at_the_beginning_and_the_state_says_how_far(model):
     np.testing.assert_allclose(updates["fc2"]["kernel"], -0.05 * 0.9 * momentum.T)
 
 
+def test_a_learning_rate_of_0_is_what_the_scheduler_gives(model):
+    """But for the rounding of what torch makes it of."""
+    optimizer = torch.optim.SGD(model.parameters(), lr=0.1)
+    scheduler = lr_scheduler.CosineAnnealingLR(optimizer, 7)
+    step(model, optimizer, gradients(model, 7), scheduler)
+    assert abs(optimizer.param_groups[0]["lr"]) < 1e-16
+    convert.optimizer_from_torch(optimizer, target(model), scheduler=scheduler)
+
+
+def test_numbers_that_python_has_no_literal_for_are_printed_as_code():
+    assert code_of((float("inf"), -float("inf"))) == '(float("inf"), float("-inf"))'
+
+
 @pytest.mark.parametrize(
     ("results", "code"),
     [

@@ -1,6 +1,7 @@
 """Python code that is both run and printed, so that the two are the same."""
 
 import inspect
+import math
 from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass, field
 from typing import Any
@@ -135,6 +136,8 @@ def _parts(expression: Any) -> tuple[str, list[tuple[str, Any]] | None, str]:
 
 def _quoted(value: Any) -> str:
     """Return the code of a value, strings in the quotes that formatters choose."""
+    if isinstance(value, float) and not math.isfinite(value):
+        return f'float("{value}")'
     if isinstance(value, str) and not {'"', "\\", "'"} & {*value}:
         return f'"{value}"' if value.isprintable() else repr(value)
     return repr(value)

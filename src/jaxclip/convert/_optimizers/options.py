@@ -129,7 +129,7 @@ def _scheduled(
     """Return the arguments that a scheduler sets."""
     lr = schedule_call(scheduler, index, group, steps_per_epoch)
     scheduled: dict[str, Any] = {"lr": lr}
-    _check_now(scheduler, "lr", lr, options["lr"])
+    _check_now(scheduler, "lr", lr, options["lr"], float(group["initial_lr"]))
     momentum = momentum_call(scheduler, group, steps_per_epoch)
     if momentum is not None and "betas" in options:
         first, *others = options["betas"]
@@ -141,7 +141,9 @@ def _scheduled(
     return scheduled
 
 
-def _check_now(scheduler: Any, name: str, schedule: Call, now: float) -> None:
+def _check_now(
+    scheduler: Any, name: str, schedule: Call, now: float, scale: float = 1.0
+) -> None:
     """Refuse a scheduler that is not all that sets a number.
 
     Raises:
@@ -150,7 +152,7 @@ def _check_now(scheduler: Any, name: str, schedule: Call, now: float) -> None:
     epoch = epoch_of(scheduler.state_dict())
     expected = float(schedule().at(np.asarray(epoch)))
     # torch makes each number of the one before, and rounds every time.
-    if not np.isclose(now, expected, rtol=1e-9, atol=0):
+    if not np.isclose(now, expected, rtol=1e-9, atol=1e-12 * scale):
         raise ConversionError(
             [
                 f"a group has {name}={now:.9g}, and after {epoch} steps its "

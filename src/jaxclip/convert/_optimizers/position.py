@@ -115,7 +115,7 @@ def plateaued(
 
 
 def stepped(
-    scheduler: Any, optimizer: Any, groups: Sequence[Group], epoch: int
+    scheduler: Any, groups: Sequence[Group], epoch: int
 ) -> tuple[list[Group], dict[str, Any]]:
     """Return what a scheduler makes of parameter groups when it goes on to an epoch.
 
@@ -124,7 +124,6 @@ def stepped(
 
     Args:
         scheduler: torch's scheduler.
-        optimizer: Its optimizer.
         groups: The parameter groups, as the scheduler left them.
         epoch: The number of steps to go on to.
 
@@ -146,7 +145,7 @@ def stepped(
     for group in bare:
         group.pop("param_names", None)
     stand_in = torch.optim.Optimizer(bare, {})
-    copied = copy.deepcopy(scheduler, {id(optimizer): stand_in})
+    copied = copy.deepcopy(scheduler, {id(scheduler.optimizer): stand_in})
     with warnings.catch_warnings():
         # The stand-in itself takes no step, which torch would warn of.
         warnings.simplefilter("ignore", UserWarning)

@@ -225,9 +225,7 @@ def opt_state_to_torch(
                 scheduler_state(scheduler), groups, collected.plateau, epoch
             )
         else:
-            groups, made["scheduler"] = stepped(
-                scheduler, checkpoint.live, groups, epoch
-            )
+            groups, made["scheduler"] = stepped(scheduler, groups, epoch)
     state = {
         names[name]: {key: _tensor(value) for key, value in own.items()}
         for name, own in collected.kept.items()
