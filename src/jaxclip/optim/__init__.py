@@ -1,4 +1,7 @@
-"""torch.optim as Optax transformations, under torch's names and arguments."""
+"""torch.optim as Optax transformations, under torch's names and arguments.
+
+Without SparseAdam: gradients in JAX are not sparse.
+"""
 
 from jaxclip.optim import schedules as schedules
 from jaxclip.optim._adadelta import AdadeltaState as AdadeltaState
@@ -14,6 +17,8 @@ from jaxclip.optim._adamax import AdamaxState as AdamaxState
 from jaxclip.optim._adamax import adamax as adamax
 from jaxclip.optim._asgd import ASGDState as ASGDState
 from jaxclip.optim._asgd import asgd as asgd
+from jaxclip.optim._lbfgs import LBFGSState as LBFGSState
+from jaxclip.optim._lbfgs import lbfgs as lbfgs
 from jaxclip.optim._muon import MuonState as MuonState
 from jaxclip.optim._muon import muon as muon
 from jaxclip.optim._nadam import NAdamState as NAdamState
