@@ -1,7 +1,7 @@
 """Write the README's tables: ``python scripts/write_readme_tables.py [--check]``.
 
-The methods come from the docstrings, the semantics and the kinks from running the
-libraries, the layers from the rules by which they are converted. With
+The methods come from the docstrings, the semantics, the kinks and the optimizers from
+running the libraries, the layers from the rules by which they are converted. With
 ``--check`` nothing is written, and the exit status says whether the README is current.
 """
 
@@ -16,7 +16,7 @@ from typing import Any
 
 ROOT = Path(__file__).parents[1]
 README = ROOT / "README.md"
-MARKERS = ("methods", "layers", "kinks", "semantics")
+MARKERS = ("methods", "layers", "kinks", "optimizers", "semantics")
 
 # What each is held against in the tests, where that is code that no one here wrote, or
 # else the formula in NumPy.
@@ -134,12 +134,25 @@ def kinks() -> list[str]:
     return ["| " + " | ".join(row) + " |" for row in [*head, *table()]]
 
 
+def optimizers() -> list[str]:
+    """Return the rows of the table of optimizers."""
+    sys.path.insert(0, str(ROOT))
+    from tests.optim.nearest import table
+
+    head: list[Sequence[str]] = [
+        ("torch", "jaxclip", "differs by", "nearest in Optax", "differs by"),
+        ("---",) * 5,
+    ]
+    return ["| " + " | ".join(row) + " |" for row in [*head, *table()]]
+
+
 def render(name: str) -> str:
     """Return what belongs between two markers."""
     writers: dict[str, Any] = {
         "methods": methods,
         "layers": layers,
         "kinks": kinks,
+        "optimizers": optimizers,
         "semantics": semantics,
     }
     return "\n".join(writers[name]())
@@ -158,11 +171,13 @@ def section(text: str, name: str) -> str:
     return text.partition(start)[2].partition(end)[0]
 
 
-def main(arguments: Sequence[str], readme: Path = README) -> int:
-    """Write the tables, or say whether they are current."""
+def main(
+    arguments: Sequence[str], readme: Path = README, names: Sequence[str] = MARKERS
+) -> int:
+    """Write the tables of these names, or say whether they are current."""
     text = readme.read_text()
     current = text
-    for name in MARKERS:
+    for name in names:
         start, end = markers(name)
         old = section(current, name)
         current = current.replace(f"{start}{old}{end}", f"{start}{render(name)}{end}")

@@ -1,4 +1,6 @@
-"""What every transformation keeps over several devices; run by `test_contract`.
+"""What every transformation, and every optimizer, keeps over several devices.
+
+Run by `test_shards`.
 
 A process of its own, because the number of devices is fixed when JAX starts.
 """
@@ -12,6 +14,7 @@ from jax.sharding import PartitionSpec as P
 
 from jaxclip.parity import assert_trees_close
 from tests.contract.cases import CASES
+from tests.contract.optimizers import OPTIMIZERS
 
 BOTH = ("x", "y")
 GRADS = {
@@ -34,7 +37,12 @@ def mesh():
     return jax.make_mesh((2, 4), BOTH, axis_types=(AxisType.Auto,) * 2)
 
 
-def run(clip):
+@pytest.fixture(params=OPTIMIZERS)
+def row(request):
+    return request.param
+
+
+def run(clip, bad_step=1):
     """Return a function that takes three steps, one of which is not finite."""
 
     def step(state, scale_and_bad, grads, params):
@@ -47,8 +55,8 @@ def run(clip):
 
     def steps(grads, state, params):
         updates = []
-        for scale_and_bad in ((1.0, False), (2.0, True), (3.0, False)):
-            state, update = step(state, scale_and_bad, grads, params)
+        for index, scale in enumerate((1.0, 2.0, 3.0)):
+            state, update = step(state, (scale, index == bad_step), grads, params)
             updates.append(update)
         return [updates[0], updates[-1]], state
 
@@ -57,13 +65,18 @@ def run(clip):
 
 def specs_of_state(clip, grads, specs):
     """Replicated, but for what is like the parameters."""
-    state = jax.tree.map(lambda _: P(), jax.eval_shape(clip.init, grads))
-    return state._replace(rms=specs) if hasattr(state, "rms") else state
+    state = jax.eval_shape(clip.init, grads)
+    fields = {
+        name: specs if isinstance(value, dict) else jax.tree.map(lambda _: P(), value)
+        for name, value in state._asdict().items()
+    }
+    return state._replace(**fields)
 
 
-def assert_as_unsharded(case, grads, got):
+def assert_as_unsharded(case, grads, got, bad_step=1):
     clip = case.make()
-    expected = jax.jit(run(clip))(grads, clip.init(grads), params_like(grads))
+    steps = jax.jit(run(clip, bad_step))
+    expected = steps(grads, clip.init(grads), params_like(grads))
     # Sums over shards are taken in another order.
     assert_trees_close(got, expected, rtol=3e-6, atol=0.0)
 
@@ -72,10 +85,10 @@ def params_like(grads):
     return jax.tree.map(lambda leaf: np.sign(leaf) + np.float32(0.25), grads)
 
 
-def in_shard_map(clip, grads, mesh, specs, **options):
+def in_shard_map(clip, grads, mesh, specs, bad_step=1, **options):
     state_specs = specs_of_state(clip, grads, specs)
     steps = jax.shard_map(
-        run(clip),
+        run(clip, bad_step),
         mesh=mesh,
         in_specs=(specs, state_specs, specs),
         out_specs=([specs, specs], state_specs),
@@ -139,3 +152,24 @@ def test_in_pmap_axis_name_says_what_is_sharded(case):
     if hasattr(states, "rms"):
         state = state._replace(rms=jax.tree.map(whole, states.rms, grads))
     assert_as_unsharded(case, grads, (updates, state))
+
+
+# ---- optimizers ----------------------------------------------------------------------
+
+
+def test_an_optimizer_in_shard_map(row, mesh):
+    got = in_shard_map(row.make(), GRADS, mesh, SPECS, bad_step=None)
+    assert_as_unsharded(row, GRADS, got, bad_step=None)
+
+
+def test_an_optimizer_under_jit_keeps_its_state_where_the_parameters_are(row, mesh):
+    optimizer = row.make()
+    shardings = {name: NamedSharding(mesh, spec) for name, spec in SPECS.items()}
+    grads, params = jax.device_put((GRADS, params_like(GRADS)), (shardings,) * 2)
+    state = jax.jit(optimizer.init)(params)
+    updates, state = jax.jit(run(optimizer, None))(grads, state, params)
+    assert_as_unsharded(row, GRADS, (updates, state), bad_step=None)
+    trees = [updates[0], *(kept for kept in state if isinstance(kept, dict))]
+    for tree in trees:
+        for name, leaf in tree.items():
+            assert leaf.sharding.is_equivalent_to(shardings[name], leaf.ndim)

@@ -1,11 +1,6 @@
 """What every transformation keeps, whatever else it does. A row is in `cases`."""
 
 import inspect
-import os
-import re
-import subprocess
-import sys
-from pathlib import Path
 
 import jax
 import jax.numpy as jnp
@@ -16,15 +11,16 @@ import pytest
 from jaxclip import clip_metrics
 from jaxclip.parity import assert_trees_close, assert_trees_equal
 from tests.contract.cases import CASES
-
-ROOT = Path(__file__).parents[2]
-DTYPES = {
-    "bfloat16": (jnp.bfloat16,) * 3,
-    "float16": (jnp.float16,) * 3,
-    "float64": (jnp.float64,) * 3,
-    "mixed": (jnp.bfloat16, jnp.float32, jnp.float16),
-}
-FLOAT32 = (jnp.float32,) * 3
+from tests.contract.runs import (
+    DTYPES,
+    PARAMS,
+    RUN,
+    gradients,
+    shapes,
+    stacked,
+    steps,
+    strict_promotion,
+)
 
 
 @pytest.fixture(params=CASES, ids=lambda case: case.name)
@@ -34,51 +30,12 @@ def case(request):
 
 @pytest.fixture(autouse=True)
 def _strict_promotion(request):
-    """Hold our own operations to JAX's strict rules, where Optax's do not stand by."""
-    if "optax" in request.node.name:
+    with strict_promotion(request.node.name):
         yield
-        return
-    with jax.numpy_dtype_promotion("strict"), jax.numpy_rank_promotion("raise"):
-        yield
-
-
-# One shape for most tests, so that each row is compiled once for all of them.
-def gradients(length=5.0, dtypes=FLOAT32):
-    """Return gradients whose norm is ``length``."""
-    b, s, w = dtypes
-    return {
-        "w": jnp.asarray([[0.4, 0.0], [0.0, -0.8]], w) * jnp.asarray(length, w),
-        "b": jnp.asarray([0.0, 0.2, -0.2], b) * jnp.asarray(length, b),
-        "s": jnp.asarray(-(0.12**0.5), s) * jnp.asarray(length, s),
-    }
-
-
-PARAMS = gradients(1.0)
-
-
-def steps(transformation, *many_updates, params=PARAMS):
-    """Return the updates of each step in turn, and the last state."""
-    state = transformation.init(params)
-    clipped = []
-    for updates in many_updates:
-        updates, state = transformation.update(updates, state, params)
-        clipped.append(updates)
-    return clipped, state
-
-
-def stacked(trees):
-    return jax.tree.map(lambda *leaves: jnp.stack(leaves), *trees)
-
-
-def shapes(tree):
-    return jax.tree.map(lambda x: (x.shape, x.dtype, x.weak_type), tree)
 
 
 def all_finite(tree):
     return all(jnp.isfinite(leaf).all() for leaf in jax.tree.leaves(tree))
-
-
-RUN = [gradients(5.0), gradients(0.01), gradients(20.0)]
 
 
 # ---- transformations of functions ----------------------------------------------------
@@ -377,27 +334,3 @@ def test_with_the_tools_of_optax_for_states(case):
     # Nothing in the state has the shape of the parameters.
     same = optax.tree.map_params(clip, lambda x: x + 1, state)
     assert_trees_equal(same, state)
-
-
-# ---- shards --------------------------------------------------------------------------
-
-
-def test_shards_change_nothing():
-    """Run `sharded` where there are eight devices; it says which rows fail."""
-    flags = "--xla_force_host_platform_device_count=8"
-    file = Path(__file__).with_name("sharded.py")
-    command = [sys.executable, "-m", "pytest", "-q", "-p", "no:cacheprovider", file]
-    run = subprocess.run(
-        command,
-        cwd=ROOT,
-        env=os.environ | {"XLA_FLAGS": flags, "JAX_PLATFORMS": "cpu"},
-        capture_output=True,
-        text=True,
-        check=False,
-    )
-    assert run.returncode == 0, run.stdout + run.stderr
-    ran = sum(5 if case.shards == "axis_name" else 4 for case in CASES) - sum(
-        case.shards is None for case in CASES
-    )
-    # A row that knows no axis_name sits out the tests of it.
-    assert re.search(rf"^{ran} passed", run.stdout, re.MULTILINE), run.stdout

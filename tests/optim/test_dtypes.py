@@ -7,6 +7,7 @@ import optax
 import pytest
 import torch
 
+from jaxclip import optim
 from tests.optim.against_torch import (
     apart,
     gradients,
@@ -14,24 +15,17 @@ from tests.optim.against_torch import (
     run_ours,
     run_torch,
 )
-from tests.optim.pairs import QUICK
+from tests.optim.pairs import LAST, rows
 
 STEPS = 20
 
 
-def quick(*names):
-    """Mark as long the rows of other optimizers: what differs is common to all."""
-    return [
-        pytest.param(
-            pair,
-            marks=[] if pair.ours.__name__ in names else [pytest.mark.long],
-            id=pair.name,
-        )
-        for pair in QUICK
-    ]
+def one(optimizer):
+    """Return a row for each, of which one is quick: what is tested is common to all."""
+    return rows(LAST, lambda pair: pair.ours is optimizer)
 
 
-@pytest.mark.parametrize("pair", quick("adagrad", "asgd"))
+@pytest.mark.parametrize("pair", one(optim.adagrad))
 def test_complex_parameters_step_as_torchs(pair):
     params = {name: x + 0.5j * x[::-1] for name, x in parameters_with_axes().items()}
     real, imaginary = gradients(1, STEPS), gradients(2, STEPS)
@@ -48,7 +42,7 @@ def parameters_with_axes():
 
 
 @pytest.mark.parametrize("dtype", [jnp.bfloat16, jnp.float16], ids=["bf16", "f16"])
-@pytest.mark.parametrize("pair", quick("adam", "asgd"))
+@pytest.mark.parametrize("pair", one(optim.asgd))
 def test_narrow_parameters_step_as_float32_ones_rounded_once_a_step(pair, dtype):
     optimizer = pair.ours(**pair.options)
     narrow = {name: jnp.asarray(x, dtype) for name, x in parameters().items()}

@@ -17,6 +17,7 @@ from tests.optim.against_torch import (
     run_ours_with_absent,
     run_torch,
 )
+from tests.optim.pairs import rows
 
 STEPS = 20
 
@@ -117,13 +118,15 @@ def both(pair, run, grads, **options):
     return apart(history, expected)
 
 
-@pytest.mark.parametrize("pair", PAIRS, ids=lambda pair: pair.name)
+@pytest.mark.parametrize(
+    "pair", rows(PAIRS, lambda pair: pair.ours in (optim.sgd, optim.nadam, optim.asgd))
+)
 def test_schedules_of_all_hyperparameters_step_as_torchs_groups(pair):
     for name, distance in both(pair, run_ours, gradients(steps=STEPS)).items():
         assert distance.max() < 1e-12, name
 
 
-@pytest.mark.parametrize("pair", PAIRS[-2:], ids=lambda pair: pair.name)
+@pytest.mark.parametrize("pair", rows(PAIRS[-2:], lambda pair: pair == PAIRS[-1]))
 def test_a_parameter_starts_with_the_learning_rate_of_its_first_step(pair):
     def absent(name, step):
         return name == "bias" and step < 3

@@ -24,9 +24,10 @@ def bias_correction(beta: Any, step: jax.Array) -> jax.Array:
     if beta == 0:
         return jnp.ones_like(step)
     logarithm = math.log(beta)
-    # Few enough digits that their product with a step below 2^12 is exact in float32.
+    # Few enough digits that their product with a step below 2^12 is exact in float32,
+    # and rounded up, so that the rest is negative and grows to no infinity.
     mantissa, exponent = math.frexp(logarithm)
-    high = math.ldexp(round(mantissa * 2**12), exponent - 12)
+    high = math.ldexp(math.ceil(mantissa * 2**12), exponent - 12)
     power = step * high
     return -jnp.expm1(power) - jnp.exp(power) * jnp.expm1(step * (logarithm - high))
 
