@@ -1,9 +1,9 @@
 """torch.optim as Optax transformations, under torch's names and arguments.
 
-Each optimizer is a function of torch's arguments, with torch's defaults; what is kept of
-the parameters has torch's names. `schedules` has the learning rate schedulers, and
-`in_torch_order` puts clip, decay, accumulation and loss scaling into the order of a torch
-loop. There is no SparseAdam: gradients in JAX are not sparse.
+Each optimizer is a function of torch's arguments, with torch's defaults, and what it
+keeps of the parameters has torch's names. `schedules` has the learning rate schedulers;
+`in_torch_order` puts clip, decay, accumulation and loss scaling into the order of a
+torch loop. There is no SparseAdam: gradients in JAX are not sparse.
 """
 
 from jaxclip.optim import schedules as schedules
