@@ -23,9 +23,23 @@ from tests.optim.against_torch import (
 SHAPES = {"tall": (8, 6), "wide": (6, 8), "square": (7, 7)}
 OPTIONS = [
     {},
-    {"nesterov": False, "weight_decay": 0.0, "adjust_lr_fn": "original"},
-    {"momentum": 0.0, "adjust_lr_fn": "match_rms_adamw", "ns_steps": 2},
-    {"momentum": 0.4, "ns_coefficients": (2.0, -1.5, 0.5), "eps": 0.3},
+    {
+        "nesterov": False,
+        "weight_decay": 0.0,
+        "adjust_lr_fn": "match_rms_adamw",
+        "momentum": 0.4,
+        "ns_coefficients": (2.0, -1.5, 0.5),
+        "eps": 0.3,
+        "ns_steps": 2,
+    },
+    *(
+        pytest.param(options, marks=pytest.mark.long)
+        for options in (
+            {"nesterov": False, "weight_decay": 0.0, "adjust_lr_fn": "original"},
+            {"momentum": 0.0, "adjust_lr_fn": "match_rms_adamw", "ns_steps": 2},
+            {"momentum": 0.4, "ns_coefficients": (2.0, -1.5, 0.5), "eps": 0.3},
+        )
+    ),
 ]
 
 
@@ -62,7 +76,7 @@ def test_float64_is_torchs_in_either_layout(options):
         assert distance.max() < 1e-12, name
 
 
-@pytest.mark.parametrize("options", OPTIONS[:2], ids=str)
+@pytest.mark.parametrize("options", OPTIONS[1:], ids=str)
 @pytest.mark.usefixtures("torch_in_full")
 def test_float32_is_as_near_to_float64_as_torchs(options):
     params, grads = parameters(shapes=SHAPES), gradients(shapes=SHAPES)
@@ -110,9 +124,10 @@ def test_a_parameter_without_a_gradient_stays_as_it_is():
         assert distance.max() < 1e-6, name
 
 
-def test_zero_gradients_move_nothing():
+@pytest.mark.parametrize("ns_dtype", ["bfloat16", "float32", "float64"])
+def test_zero_gradients_move_nothing(ns_dtype):
     params = jnp.ones((3, 2))
-    optimizer = muon(weight_decay=0.0)
+    optimizer = muon(weight_decay=0.0, ns_dtype=ns_dtype)
     updates, _ = optimizer.update(jnp.zeros((3, 2)), optimizer.init(params))
     assert not updates.any()
 
@@ -178,9 +193,16 @@ def test_other_than_matrices_are_refused():
         muon().init({"b": jnp.ones(3), "w": jnp.ones((2, 2))})
 
 
-def test_an_axis_that_is_not_there_is_refused():
-    with pytest.raises(ValueError, match=r"muon\(out_axis=...\): got 2 for 'w'"):
-        muon(out_axis=2).init({"w": jnp.ones((2, 2))})
+@pytest.mark.parametrize(
+    ("axis", "message"),
+    [
+        (2, r"got 2 for 'w', an array of shape \(2, 2\); expected an axis from -2"),
+        (None, r"got None for 'w'; expected an axis, a Python number.*static_args"),
+    ],
+)
+def test_an_axis_that_is_none_is_refused(axis, message):
+    with pytest.raises(ValueError, match=r"muon\(out_axis=...\): " + message):
+        muon(out_axis=axis).init({"w": jnp.ones((2, 2))})
 
 
 def test_complex_parameters_are_refused():

@@ -48,10 +48,14 @@ def axis_within(caller: str, name: str, axis: Any, path: str, array: Any) -> int
         ValueError: It is not one.
     """
     ndim = np.ndim(array)
-    is_axis = isinstance(axis, int) and not isinstance(axis, bool)
-    if not is_axis or not -ndim <= axis < ndim:
+    if not isinstance(axis, int) or isinstance(axis, bool):
         raise ValueError(
-            f"{caller}({name}=...): got {axis!r} for {path!r}, an array of shape "
+            f"{caller}({name}=...): got {axis!r} for {path!r}; expected an axis, a "
+            "Python number. In optax.inject_hyperparams, name it in static_args."
+        )
+    if not -ndim <= axis < ndim:
+        raise ValueError(
+            f"{caller}({name}=...): got {axis} for {path!r}, an array of shape "
             f"{np.shape(array)}; expected an axis from {-ndim} to {ndim - 1}."
         )
-    return int(axis) % ndim
+    return axis % ndim

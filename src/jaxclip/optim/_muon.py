@@ -10,6 +10,7 @@ import optax
 from jax import lax
 
 from jaxclip._core.arguments import check_choice
+from jaxclip._core.leaves import accumulation_dtype
 from jaxclip.optim import _arguments as check
 from jaxclip.optim._arguments import Hyperparameter
 from jaxclip.optim._layout import OfLeaf, axis_within, refuse_complex, refuse_shard
@@ -245,7 +246,8 @@ def _orthogonal(
         steps: How often.
         dtype: What every matrix is rounded to.
     """
-    work = _summed_in(dtype)
+    dtype = jax.dtypes.canonicalize_dtype(dtype)  # float64 may be off
+    work = accumulation_dtype([jax.ShapeDtypeStruct((), dtype)])
 
     def rounded(array: jax.Array) -> jax.Array:
         # A cast there and back XLA may leave out.
@@ -272,10 +274,6 @@ def _orthogonal(
     x = rounded(x / jnp.maximum(norm, rounded(jnp.asarray(eps, work))))
     drawn: jax.Array = lax.fori_loop(0, steps, iterate, x)
     return drawn
-
-
-def _summed_in(dtype: np.dtype[Any]) -> Any:
-    return jax.dtypes.canonicalize_dtype(jnp.promote_types(dtype, jnp.float32))
 
 
 _RULE = Rule("muon", MuonState, _step, slots=_slots, of_leaf=_of_leaf)

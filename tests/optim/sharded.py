@@ -1,0 +1,67 @@
+"""Optimizers whose step depends on the whole array, on eight devices.
+
+Run by `test_in_optax`, in a process of its own, because the number of devices is fixed
+when JAX starts. Prints the names of those that passed.
+"""
+
+import jax
+import numpy as np
+import pytest
+from jax.sharding import AxisType, NamedSharding
+from jax.sharding import PartitionSpec as P
+
+from jaxclip.optim import adafactor, lbfgs, muon
+from tests.optim.against_torch import gradients, parameters
+
+SHAPES = {"w": (8, 16), "v": (4, 2)}
+SPECS = {"w": P("x", "y"), "v": P(None, "x")}
+OPTIMIZERS = {
+    "adafactor": adafactor(0.1, weight_decay=0.1),
+    "muon": muon(0.1, ns_dtype="float32"),
+    "lbfgs": lbfgs(0.1, max_iter=1, history_size=3),
+}
+
+
+def main():
+    assert jax.device_count() == 8
+    mesh = jax.make_mesh((2, 4), ("x", "y"), axis_types=(AxisType.Auto,) * 2)
+    shardings = {name: NamedSharding(mesh, spec) for name, spec in SPECS.items()}
+    params = {k: np.float32(v) for k, v in parameters(shapes=SHAPES).items()}
+    grads = gradients(steps=2, shapes=SHAPES)
+    grads = [{k: np.float32(v[step]) for k, v in grads.items()} for step in range(2)]
+
+    for name, optimizer in OPTIMIZERS.items():
+
+        def steps(params, grads, optimizer=optimizer):
+            state = optimizer.init(params)
+            for grad in grads:
+                updates, state = optimizer.update(grad, state, params)
+            return updates, state
+
+        whole = jax.jit(steps)(params, grads)
+        placed = jax.device_put((params, grads), (shardings, [shardings] * 2))
+        sharded = jax.jit(steps)(*placed)
+        jax.tree.map(
+            lambda a, b: np.testing.assert_allclose(a, b, rtol=1e-4, atol=1e-6),
+            sharded,
+            whole,
+        )
+
+        with pytest.raises(ValueError, match="'v' varies over the mesh axes"):
+            jax.shard_map(
+                steps, mesh=mesh, in_specs=(SPECS, [SPECS] * 2), out_specs=(SPECS, P())
+            )(params, grads)
+        # What every device has is the whole.
+        replicated = jax.jit(
+            jax.shard_map(steps, mesh=mesh, in_specs=(P(), P()), out_specs=(P(), P()))
+        )(params, grads)
+        jax.tree.map(
+            lambda a, b: np.testing.assert_allclose(a, b, rtol=1e-4, atol=1e-6),
+            replicated,
+            whole,
+        )
+        print(name)
+
+
+if __name__ == "__main__":
+    main()
