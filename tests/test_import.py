@@ -77,7 +77,7 @@ def test_no_room_brings_in_torch(room: str) -> None:
 
 def test_the_root_names_are_these() -> None:
     public = [name for name in vars(jaxclip) if not name.startswith("_")]
-    rooms = ["cli", "convert", "demo", "models", "parity"]
+    rooms = ["cli", "convert", "demo", "models", "optim", "parity"]
     assert sorted(set(public) - set(rooms)) == ROOT_NAMES
 
 
