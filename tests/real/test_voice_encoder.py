@@ -11,7 +11,7 @@ import torch
 from flax import nnx
 
 from jaxclip import models
-from jaxclip.convert import ConversionError, from_torch, mapping
+from jaxclip.convert import ConversionError, from_torch, mapping, opt_state_from_torch
 from tests.real.harness import (
     assert_quoted,
     both,
@@ -93,7 +93,7 @@ def test_its_training_goes_on_with_the_moments_in_the_checkpoint(port):
     source, make, path = port
     source = source.double()
     checkpoint = torch.load(path, map_location="cpu")
-    saved, names = checkpoint["optimizer_state"], list(checkpoint["model_state"])
+    saved = checkpoint["optimizer_state"]
     (group,) = saved["param_groups"]
     # The two parameters that the package leaves out come first.
     left_out = [torch.zeros(1, requires_grad=True) for _ in range(2)]
@@ -105,30 +105,19 @@ def test_its_training_goes_on_with_the_moments_in_the_checkpoint(port):
     adam.step()
     theirs = {n: (t - before[n]).numpy() for n, t in source.state_dict().items()}
 
-    states = [saved["state"][number] for number in group["params"]]
-    by_name = dict(zip(names, states, strict=True))
-    (step,) = {state["step"] for state in states}
     with jax.enable_x64(True):
         target = partial(make, param_dtype="float64")
         model = from_torch(target, path, ignore=IGNORE, dtype="float64")
         weights = mapping(target, path, ignore=IGNORE)
         optimizer = optax.adam(group["lr"])
-        state, rest = optimizer.init(nnx.state(model, nnx.Param))
-
-        def moment(kind):
-            tensors = {name: by_name[name][kind].double() for name in before}
-            return weights.to_flax(tensors, like=state.mu)
-
-        state = state._replace(
-            count=jnp.asarray(step), mu=moment("exp_avg"), nu=moment("exp_avg_sq")
-        )
+        state = opt_state_from_torch(path, model, optimizer, ignore=IGNORE)
 
         @nnx.grad
         def gradients(model):
             output = model(spectra())
             return jnp.sum(output * cotangent(output))
 
-        updates, _ = optimizer.update(gradients(model), (state, rest))
+        updates, _ = optimizer.update(gradients(model), state)
         ours = {name: t.numpy() for name, t in weights.to_torch(updates).items()}
 
     errors = differences(ours, theirs)

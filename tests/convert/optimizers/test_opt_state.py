@@ -286,6 +286,28 @@ def test_stacked_layers(name):
     assert_same(back["optimizer"], optimizer.state_dict())
 
 
+@pytest.mark.parametrize("live", [True, False])
+def test_parameters_of_a_loss_are_ignored_and_stay(model, live):
+    model.loss = torch.nn.ParameterDict({"scale": torch.ones(2), "bias": torch.ones(1)})
+    optimizer = trained(model)
+    source = {"model": model.state_dict(), "optimizer": optimizer.state_dict()}
+    options = {"ignore": "loss.*", "model": model if live else None}
+    flax = convert.from_torch(lambda: Net("float64"), model, ignore="loss.*")
+    given = optimizer if live else source
+    state = convert.opt_state_from_torch(given, flax, optim.adamw(), **options)
+    assert is_averages(state, optimizer, model)
+    made = convert.opt_state_to_torch(state, flax, given, **options)
+    assert_same(made["optimizer"], optimizer.state_dict())
+    code = str(convert.optimizer_from_torch(optimizer, flax, model=model, ignore="l*"))
+    assert "optim.adamw(lr=0.001)" in code
+    options |= {"ignore": (), "mapping": convert.mapping(flax)}
+    said = refusal(optimizer, flax, optim.adamw(), **{**options, "model": model})
+    assert (
+        "'loss.scale' is a parameter of the optimizer, but none of the target's. If it "
+        "is to be left out: ignore='loss.scale'."
+    ) in said
+
+
 def test_names_may_be_given_for_each_group(model):
     matrices, vectors = ["fc2.weight", "fc1.weight"], ["fc1.bias", "norm.weight"]
     param_names = [matrices, [*vectors, "norm.bias"]]

@@ -128,6 +128,18 @@ def test_adafactor_finds_torchs_axes():
     assert "return (0, 1)" in code
 
 
+def test_lbfgs_is_ported_and_its_state_is_not(model):
+    optimizer = torch.optim.LBFGS(model.parameters(), line_search_fn="strong_wolfe")
+    flax = target(model)
+    ported = convert.optimizer_from_torch(optimizer, flax)
+    assert str(ported).endswith(
+        'optimizer = optim.lbfgs(lr=1, max_eval=25, line_search_fn="strong_wolfe")'
+    )
+    with pytest.raises(convert.ConversionError) as raised:
+        convert.opt_state_from_torch(optimizer, flax, ported, model=model, count=0)
+    assert "LBFGSState is a state that is not carried over." in str(raised.value)
+
+
 SCHEDULERS = {
     "StepLR": {"step_size": 2, "gamma": 0.5},
     "MultiStepLR": {"milestones": [1, 1, 4], "gamma": 0.5},
@@ -373,6 +385,11 @@ def test_numbers_that_python_has_no_literal_for_are_printed_as_code():
         (
             {"a/w": 0, "b/w": 1, "a/b": 1, "b/b": 0, "c/b": 0},
             ('path in ("b/w", "a/b")', 1, 0),
+        ),
+        # Fewer names would do, if they did not mean others, too.
+        (
+            {"a/w": 1, "b/w": 1, "c/w": 0, "d/w": 0, "a/b": 0},
+            ('path in ("a/w", "b/w")', 1, 0),
         ),
         # A name that ends as another does is another name.
         (

@@ -1,6 +1,7 @@
 """Which of an optimizer's parameters is which of the model's."""
 
-from collections.abc import Iterable, Sequence
+from collections.abc import Callable, Iterable, Sequence
+from fnmatch import fnmatchcase
 from typing import Any
 
 from jaxclip.convert._errors import ConversionError
@@ -16,9 +17,12 @@ def parameter_names(
     *,
     param_names: ParamNames | None,
     model: Any,
+    ignore: Iterable[str],
     any_order: bool = False,
 ) -> dict[str, int]:
     """Return the number of each of the optimizer's parameters, by its name.
+
+    Those that are ignored are left out.
 
     The names are those that the user gives, or that torch stored; those of the
     model's own tensors where the optimizer is a live one; or, for an optimizer of one
@@ -29,6 +33,7 @@ def parameter_names(
         weights: The map of the model's parameters.
         param_names: As ``opt_state_from_torch`` takes it.
         model: The same.
+        ignore: The same.
         any_order: Whether it does not matter which is which where all are in one group.
 
     Raises:
@@ -38,12 +43,14 @@ def parameter_names(
     whole = len(held.groups) == 1 and len(everything) == len(held.numbers)
     if any_order and whole and param_names is None:
         return dict(zip(everything, held.numbers, strict=True))
-    names = _names(held, weights, param_names, model)
+    left_out = ignored(ignore)
+    names = _names(held, weights, param_names, model, left_out)
     known = {name for entry in weights.entries for name in entry.names}
     problems = [
-        f"{name!r} is a parameter of the optimizer, but none of the target's."
+        f"{name!r} is a parameter of the optimizer, but none of the target's. If it is "
+        f"to be left out: ignore={name!r}."
         for name in names
-        if name not in known
+        if name not in known and not left_out(name)
     ]
     problems += [
         f"{name!r} stands for {names.count(name)} of the optimizer's parameters."
@@ -51,11 +58,22 @@ def parameter_names(
     ]
     if problems:
         raise ConversionError(problems)
-    return dict(zip(names, held.numbers, strict=True))
+    numbers = dict(zip(names, held.numbers, strict=True))
+    return {name: n for name, n in numbers.items() if not left_out(name)}
+
+
+def ignored(ignore: Iterable[str]) -> Callable[[str], bool]:
+    """Return a function that says whether a name matches one of the patterns."""
+    patterns = (ignore,) if isinstance(ignore, str) else tuple(ignore)
+    return lambda name: any(fnmatchcase(name, pattern) for pattern in patterns)
 
 
 def _names(
-    held: Checkpoint, weights: WeightMap, param_names: ParamNames | None, model: Any
+    held: Checkpoint,
+    weights: WeightMap,
+    param_names: ParamNames | None,
+    model: Any,
+    left_out: Callable[[str], bool],
 ) -> list[str]:
     count = len(held.numbers)
     if param_names is not None:
@@ -75,7 +93,7 @@ def _names(
         return [name for group in held.groups for name in group["param_names"]]
     if held.live is not None and hasattr(model, "named_parameters"):
         return _by_identity(held.live, model)
-    return _in_order(held, weights, model)
+    return _in_order(held, weights, model, left_out)
 
 
 def _flat(param_names: ParamNames) -> list[str]:
@@ -97,8 +115,10 @@ def _by_identity(optimizer: Any, model: Any) -> list[str]:
     return [names[id(tensor)] for tensor in tensors]
 
 
-def _in_order(held: Checkpoint, weights: WeightMap, model: Any) -> list[str]:
-    names = _ordered(held, weights, model)
+def _in_order(
+    held: Checkpoint, weights: WeightMap, model: Any, left_out: Callable[[str], bool]
+) -> list[str]:
+    names = _ordered(held, weights, model, left_out)
     count = len(held.numbers)
     say = (
         "Say which is which: param_names=[[...], [...]], a list for each group, or "
@@ -128,7 +148,9 @@ def _in_order(held: Checkpoint, weights: WeightMap, model: Any) -> list[str]:
     return names
 
 
-def _ordered(held: Checkpoint, weights: WeightMap, model: Any) -> list[str] | None:
+def _ordered(
+    held: Checkpoint, weights: WeightMap, model: Any, left_out: Callable[[str], bool]
+) -> list[str] | None:
     """Return the names of the model's parameters in torch's order, if it is known."""
     if hasattr(model, "named_parameters"):
         return [name for name, _ in model.named_parameters()]
@@ -136,7 +158,9 @@ def _ordered(held: Checkpoint, weights: WeightMap, model: Any) -> list[str] | No
     if tensors is None:
         return None
     known = {name for entry in weights.entries for name in entry.names}
-    return _distinct(weights, [name for name in tensors if name in known])
+    # Not buffers, which no optimizer has.
+    names = [name for name in tensors if name in known or left_out(name)]
+    return _distinct(weights, names)
 
 
 def _distinct(weights: WeightMap, names: Iterable[str] | None = None) -> list[str]:
@@ -151,7 +175,7 @@ def _distinct(weights: WeightMap, names: Iterable[str] | None = None) -> list[st
     }
     first: dict[Any, str] = {}
     for name in tensors if names is None else names:
-        first.setdefault(tensors[name], name)
+        first.setdefault(tensors.get(name, name), name)
     return list(first.values())
 
 

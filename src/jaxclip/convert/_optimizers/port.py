@@ -1,5 +1,6 @@
 """The public function: a torch optimizer as the Optax code that does the same."""
 
+from collections.abc import Iterable
 from typing import Any
 
 import optax
@@ -57,6 +58,7 @@ def optimizer_from_torch(
     mapping: WeightMap | None = None,
     param_names: ParamNames | None = None,
     model: Any = None,
+    ignore: Iterable[str] = (),
     steps_per_epoch: int = 1,
 ) -> PortedOptimizer:
     """Return the Optax transformation that does what a torch optimizer does.
@@ -81,6 +83,7 @@ def optimizer_from_torch(
         param_names: The same.
         model: The same. Neither is needed for an optimizer of one group that has all
             of the target's parameters.
+        ignore: The same.
         steps_per_epoch: Updates for each step of the scheduler.
 
     Returns:
@@ -142,11 +145,16 @@ def optimizer_from_torch(
     """
     refuse_unknown(optimizer, scheduler)
     checkpoint = read_checkpoint(optimizer)
-    weights = parameter_map(target, mapping, checkpoint, model)
+    weights = parameter_map(target, mapping, checkpoint, model, ignore)
     tensors = (t for group in optimizer.param_groups for t in group["params"])
     all_trained = all(tensor.requires_grad for tensor in tensors)
     names = parameter_names(
-        checkpoint, weights, param_names=param_names, model=model, any_order=all_trained
+        checkpoint,
+        weights,
+        param_names=param_names,
+        model=model,
+        ignore=ignore,
+        any_order=all_trained,
     )
     places, problems = places_of(target, weights, names, optimizer)
     groups: dict[str, Call] = {}

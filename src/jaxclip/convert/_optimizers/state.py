@@ -1,6 +1,6 @@
 """The public functions: an optimizer's state from torch, and to torch."""
 
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
@@ -40,6 +40,7 @@ def opt_state_from_torch(
     mapping: WeightMap | None = None,
     param_names: ParamNames | None = None,
     model: Any = None,
+    ignore: Iterable[str] = (),
     scheduler: Any = None,
     steps_per_epoch: int = 1,
     count: int | None = None,
@@ -77,6 +78,8 @@ def opt_state_from_torch(
         model: The torch model of a live optimizer; otherwise it, or its state dict,
             for its order, which is that of the parameters of an optimizer of one
             group. By default the state dict that lies in the checkpoint.
+        ignore: Patterns (``"head.*"``, as in ``fnmatch``) of torch's names of
+            parameters that the target does not have, as those of a loss.
         scheduler: torch's scheduler or its state dict, for the number of updates; by
             default that in the checkpoint.
         steps_per_epoch: Updates for each step of the scheduler.
@@ -109,8 +112,10 @@ def opt_state_from_torch(
         (Array([1, 1], dtype=int32), (3, 1))
     """
     checkpoint = read_checkpoint(source, key)
-    weights = parameter_map(target, mapping, checkpoint, model)
-    names = parameter_names(checkpoint, weights, param_names=param_names, model=model)
+    weights = parameter_map(target, mapping, checkpoint, model, ignore)
+    names = parameter_names(
+        checkpoint, weights, param_names=param_names, model=model, ignore=ignore
+    )
     kept = _by_name(checkpoint, names)
     schedulers = checkpoint.schedulers
     if scheduler is not None:
@@ -135,6 +140,7 @@ def opt_state_to_torch(
     mapping: WeightMap | None = None,
     param_names: ParamNames | None = None,
     model: Any = None,
+    ignore: Iterable[str] = (),
     scheduler: Any = None,
     steps_per_epoch: int = 1,
     key: str | None = None,
@@ -153,6 +159,7 @@ def opt_state_to_torch(
         mapping: As ``opt_state_from_torch`` takes it.
         param_names: The same.
         model: The same.
+        ignore: The same. What ``optimizer`` keeps of these stays as it is.
         scheduler: The torch scheduler of the optimizer, as it was when training went
             over to JAX or before; it is not changed.
         steps_per_epoch: Updates for each step of the scheduler.
@@ -188,8 +195,10 @@ def opt_state_to_torch(
             "transformation, as its init and update return it."
         )
     checkpoint = read_checkpoint(optimizer, key)
-    weights = parameter_map(target, mapping, checkpoint, model)
-    names = parameter_names(checkpoint, weights, param_names=param_names, model=model)
+    weights = parameter_map(target, mapping, checkpoint, model, ignore)
+    names = parameter_names(
+        checkpoint, weights, param_names=param_names, model=model, ignore=ignore
+    )
     layout = Layout.of(weights, names)
     collected = Collecting(layout, opt_state)
     problems = [
@@ -226,7 +235,9 @@ def opt_state_to_torch(
             )
         else:
             groups, made["scheduler"] = stepped(scheduler, groups, epoch)
-    state = {
+    others = checkpoint.kept.keys() - names.values()
+    state = {number: checkpoint.kept[number] for number in others}
+    state |= {
         names[name]: {key: _tensor(value) for key, value in own.items()}
         for name, own in collected.kept.items()
     }
@@ -234,12 +245,17 @@ def opt_state_to_torch(
 
 
 def parameter_map(
-    target: Any, mapping: WeightMap | None, checkpoint: Checkpoint, model: Any
+    target: Any,
+    mapping: WeightMap | None,
+    checkpoint: Checkpoint,
+    model: Any,
+    ignore: Iterable[str],
 ) -> WeightMap:
     """Return the map of the parameters, under the names that the torch model has."""
+    source = checkpoint.model if model is None else model
     if mapping is None:
-        weights = checkpoint.model if model is None else model
-        mapping = mapping_of(target, weights)
+        # Without a source there is nothing to leave out.
+        mapping = mapping_of(target, source, ignore=() if source is None else ignore)
     return mapping.parameters()
 
 
