@@ -17,7 +17,7 @@ SMALLER = {
     "01_gradient_clipping": {"CLIFF_STEPS": 5, "LONGEST": 8, "TRAINING_STEPS": 22},
     "02_clipping_in_optax_chains": {"STEPS": 40},
     "03_port_weights": {"TRAINING_STEPS": 20, "MORE_STEPS": 10, "NORM_STEPS": 10},
-    "04_port_the_training_loop": {"STEPS": 16, "STOP": 8, "WARMUP": 4},
+    "04_port_the_training_loop": {"STEPS": 8, "STOP": 4, "WARMUP": 2, "LAYERS": 1},
 }
 
 # Where this machine keeps its files, and where others do.
