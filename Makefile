@@ -52,7 +52,7 @@ format: $(READY) ## Rewrite the sources in the project's style
 notebooks: $(READY) ## Execute the notebooks anew and keep their outputs
 	$(BIN)/python scripts/execute_notebooks.py
 
-bench: $(READY) ## Hold time and memory of clips and conversions against their peers'
+bench: $(READY) ## Hold time and memory of clips, steps and conversions against their peers'
 	$(BIN)/python -m benchmarks
 
 build: $(READY) ## Build the sdist and the wheel into dist/

@@ -11,7 +11,14 @@ from rich.box import MARKDOWN
 from rich.console import Console
 from rich.table import Table
 
-from benchmarks import convert_weights, eager_calls, standalone, training_step
+from benchmarks import (
+    convert_weights,
+    eager_calls,
+    one_pass,
+    optimizer_step,
+    standalone,
+    training_step,
+)
 from benchmarks.timing import hardware
 
 RESULTS = Path(__file__).with_name("RESULTS.md")
@@ -20,7 +27,8 @@ HEAD = """# Figures
 
 Written by `python -m benchmarks --write` (`make bench` prints the same). Ratios are
 medians over rounds in which the candidates take turns, in one process or, for weights,
-each in a new one; the machine is shared, so a tenth either way means nothing.
+each in a new one; the machine is shared, so a tenth either way means nothing. Where
+processor time is given, the machine was busier still, and wall time says little.
 """
 
 
@@ -35,7 +43,14 @@ def markdown(table: Table) -> str:
 
 def main() -> None:
     """Run all and print their tables; with ``--write``, keep them in RESULTS.md."""
-    benchmarks = (training_step, standalone, eager_calls, convert_weights)
+    benchmarks = (
+        training_step,
+        standalone,
+        optimizer_step,
+        one_pass,
+        eager_calls,
+        convert_weights,
+    )
     tables = [table for benchmark in benchmarks for table in benchmark.main()]
     if "--write" not in sys.argv[1:]:
         return

@@ -335,8 +335,9 @@ def test_where_several_elements_are_the_largest_they_share_the_derivative():
 def test_elements_taken_from_the_rows_of_a_square_are_those_of_the_array(length):
     values = np.arange(length, dtype=np.float32) - 2
     for array in (values, np.ones(length, np.float32)):
-        got = jax.jit(unstack)(array)
-        np.testing.assert_array_equal(np.array(got, np.float32), array)
+        for kinds in ((), "abcab" * length):
+            got = jax.jit(lambda x, kinds=kinds: unstack(x, kinds[:length]))(array)
+            np.testing.assert_array_equal(np.array(got, np.float32), array)
     batch = np.stack([values, np.ones(length, np.float32)])
     for element, column in zip(jax.vmap(unstack)(batch), batch.T, strict=True):
         np.testing.assert_array_equal(element, column)

@@ -161,7 +161,9 @@ def scale_each(
     leaves: Sequence[jax.Array], factors: ClipFactors, indices: Sequence[int]
 ) -> list[jax.Array]:
     """Scale each leaf by those factors that stand at its index."""
-    units, lengths = unstack(factors.unit), unstack(factors.length)
+    shapes = {i: leaf.shape for i, leaf in zip(indices, leaves, strict=True)}
+    kinds = [shapes.get(index, ()) for index in range(factors.unit.size)]
+    units, lengths = unstack(factors.unit, kinds), unstack(factors.length, kinds)
     return [
         scale_leaf(leaf, units[index], lengths[index])
         for leaf, index in zip(reread(leaves), indices, strict=True)

@@ -2,7 +2,7 @@
 
 import functools
 import math
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Hashable, Sequence
 from typing import Any, NamedTuple
 
 import jax
@@ -149,25 +149,41 @@ def stack(scalars: Sequence[jax.Array | None], dtype: Any) -> jax.Array:
     return jnp.stack(filled) if filled else jnp.zeros((0,), dtype)
 
 
-def unstack(array: jax.Array) -> list[jax.Array]:
+def unstack(array: jax.Array, kinds: Sequence[Hashable] = ()) -> list[jax.Array]:
     """Return the elements of an array of (length,) as scalars.
 
     As `jax.numpy.unstack` does, of which XLA compiles a kernel for each element, and
-    as many that read one, which takes a minute for thousands. Here those of each row
-    of a square are alike.
+    as many that read one, which takes a minute for thousands. Here those are alike
+    that read the same column of a square.
+
+    Args:
+        array: Of (length,).
+        kinds: What reads each element, such as the shape of a leaf: elements of a kind
+            come to stand in the same columns. Otherwise all of them are of one kind.
     """
     (length,) = array.shape
     width = math.isqrt(max(length - 1, 0)) + 1
     count = -(-length // width)
-    square = jnp.pad(array, (0, count * width - length)).reshape(count, width)
+    order = _gathered(kinds or [None] * length)
+    columns = jnp.pad(array[order], (0, count * width - length)).reshape(width, count)
     # What a conditional returns XLA computes once, and merges into nothing. Its two
     # sides have to differ, or it would be taken away.
     rows = lax.cond(
         jnp.any(array != 1),
-        lambda: [square[row] for row in range(count)],
-        lambda: [jnp.ones_like(square[row]) for row in range(count)],
+        lambda: [columns[:, row] for row in range(count)],
+        lambda: [jnp.ones_like(columns[:, row]) for row in range(count)],
     )
-    return [rows[index // width][index % width] for index in range(length)]
+    scalars = {
+        index: rows[place % count][place // count] for place, index in enumerate(order)
+    }
+    return [scalars[index] for index in range(length)]
+
+
+def _gathered(kinds: Sequence[Hashable]) -> np.ndarray[Any, Any]:
+    """Return the indices of the first kind, then those of the second, and so on."""
+    numbers = {kind: number for number, kind in enumerate(dict.fromkeys(kinds))}
+    numbered = np.array([numbers[kind] for kind in kinds], np.int32)
+    return np.argsort(numbered, kind="stable")
 
 
 def base_of(leaf: jax.Array, power: float | jax.Array, dtype: Any) -> jax.Array:

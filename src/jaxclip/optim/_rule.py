@@ -13,6 +13,7 @@ from jax import lax
 from jaxclip._core.dispatch import call_compiled
 from jaxclip._core.leaves import accumulation_dtype, is_inexact, split_leaves
 from jaxclip._core.paths import path_name
+from jaxclip._core.sums import unstack
 from jaxclip.optim._arguments import Hyperparameter
 
 Arrays = dict[str, jax.Array]
@@ -172,13 +173,11 @@ def _update(
     leaves, treedef = _leaves(rule.name, updates, params, state, names)
     now, step, kept = _tick(rule, leaves, state.step, vectors, numbers)
 
+    shapes = [np.shape(leaf.grad) for leaf in leaves if leaf.is_held]
+    scalars = {name: iter(unstack(vector, shapes)) for name, vector in now.items()}
     new_updates, new_slots = [], []
-    place = 0
     for leaf in leaves:
-        own = {}
-        if leaf.is_held:
-            own = {name: vector[place] for name, vector in now.items()}
-            place += 1
+        own = {name: next(s) for name, s in scalars.items()} if leaf.is_held else {}
         update, slots = _step(rule, leaf, {**numbers, **own})
         new_updates.append(update)
         new_slots.append(slots)
