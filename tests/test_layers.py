@@ -70,7 +70,7 @@ MAY_IMPORT = {
         "parity._torch (lazily)",
         "root",
     },
-    "parity._torch": {"_arrays", "parity", "torch"},
+    "parity._torch": {"_arrays", "jax", "numpy", "parity", "root", "torch"},
     "demo": {
         "_files",
         "convert",

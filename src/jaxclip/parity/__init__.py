@@ -8,6 +8,7 @@ from jaxclip.parity._noise import assert_trees_close as assert_trees_close
 from jaxclip.parity._noise import assert_trees_equal as assert_trees_equal
 from jaxclip.parity._noise import compare_to_noise as compare_to_noise
 from jaxclip.parity._noise import compare_trees as compare_trees
+from jaxclip.parity._record import record as record
 from jaxclip.parity._trace._json import TraceError as TraceError
 from jaxclip.parity._trace._reader import Activation as Activation
 from jaxclip.parity._trace._reader import Step as Step

@@ -128,7 +128,7 @@ class Step:
 
     def __repr__(self) -> str:
         """Show the number and the losses."""
-        return f"<Step {self.number}, loss {[float(x) for x in self.loss]}>"
+        return f"<Step {self.number}, loss {[x.tolist() for x in self.loss]}>"
 
 
 def _by_stage(
