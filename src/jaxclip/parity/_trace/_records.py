@@ -95,6 +95,11 @@ class Event:
 class LoopWarning:
     """A mistake of the training loop, as the order of its events shows it.
 
+    The codes: ``clip_before_backward``, ``clip_after_step``, ``clip_while_scaled``,
+    ``clip_of_other_parameters``, ``grads_not_zeroed``, ``weight_decay_by_hand`` (on top
+    of the optimizer's own), ``step_without_backward``, ``scheduler_before_optimizer``,
+    ``loss_not_finite`` and ``never_a_gradient``.
+
     Attributes:
         code: A short name for it.
         message: What was seen, and what to do.
