@@ -409,6 +409,14 @@ def test_decay_by_hand_is_known_in_every_precision(dtype, tmp_path):
     assert found.message.startswith("0.25 times the parameters")
 
 
+@pytest.mark.parametrize("keep", ["grads", "final_grads"])
+def test_decay_by_hand_is_seen_if_gradients_of_either_kind_are_kept(keep, tmp_path):
+    loop = Loop()
+    with record(tmp_path, loop.model, loop.optimizer, keep=keep) as run, run.step():
+        decay_added_to_gradients(loop)
+    assert [warning.code for warning in run.warnings] == ["weight_decay_by_hand"]
+
+
 def test_gradients_may_pile_up_over_steps(tmp_path):
     number = iter(range(6))
 

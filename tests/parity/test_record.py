@@ -1,6 +1,7 @@
 """A recording of a torch loop holds what the loop did, and leaves it as it was."""
 
 from collections import UserDict
+from contextlib import nullcontext
 
 import numpy as np
 import pytest
@@ -12,6 +13,7 @@ from torch.nn.utils import clip_grad_value_ as imported_clip_grad_value_
 from torch.utils.checkpoint import checkpoint
 
 from jaxclip.parity import STAGES, open_trace, record
+from tests.trios import BY_NAME
 from torchref.grad_clipping import grad_clipping
 from torchref.my_linear import my_net
 
@@ -133,6 +135,42 @@ def test_a_recorded_run_is_the_same_to_the_bit(net, optimizer, tmp_path):
         )
 
     assert equal(train(True), train(False))
+
+
+MODULES = [
+    name for name, trio in BY_NAME.items() if isinstance(trio.torch(), nn.Module)
+]
+
+
+@pytest.mark.parametrize("name", MODULES)
+def test_the_reference_models_train_the_same_while_recorded(name, tmp_path):
+    inputs = torch.as_tensor(BY_NAME[name].inputs())
+
+    def train(run, model, optimizer):
+        seen = []
+        for _ in range(2):
+            with nullcontext() if run is None else run.step(x=inputs):
+                optimizer.zero_grad()
+                output = model(inputs)
+                output = output[0] if isinstance(output, tuple) else output
+                loss = output.square().mean()
+                loss.backward()
+                norm = nn.utils.clip_grad_norm_(model.parameters(), 1.0)
+                optimizer.step()
+            seen.append((loss.item(), norm.item()))
+        return seen, model.state_dict(), optimizer.state_dict()
+
+    def start():
+        model = BY_NAME[name].torch_model(torch.float64)
+        return model, torch.optim.Adam(model.parameters(), 0.01)
+
+    plain = train(None, *start())
+    model, optimizer = start()
+    with record(tmp_path, model, optimizer) as run:
+        assert equal(train(run, model, optimizer), plain)
+    trace = open_trace(tmp_path)
+    assert run.warnings == trace.warnings == ()
+    assert [(step.loss[0], step.total_norm) for step in trace] == plain[0]
 
 
 def attributes():
@@ -431,6 +469,9 @@ CLIPS = {
     ),
     "full path": lambda m: torch.nn.utils.clip_grad.clip_grad_norm_(
         [*m.parameters()], 0.1, norm_type=2, foreach=False
+    ),
+    "filtered": lambda m: imported_clip_grad_norm_(
+        filter(lambda p: p.requires_grad, m.parameters()), 0.1
     ),
     "in two parts": lambda m: clip_with_norm(m.parameters(), 0.1),
 }

@@ -9,6 +9,7 @@ import torch
 from torch import Tensor, nn
 from torch.utils.weak import WeakTensorKeyDictionary
 
+from jaxclip.parity._torch._changes import Change
 from jaxclip.parity._torch._describe import Names
 from jaxclip.parity._torch._forward import ForwardPass, type_name
 from jaxclip.parity._torch._random import Generators
@@ -146,10 +147,10 @@ class RecordedStep:
             self._gradients, gradients(self._names), self._names.parameters
         )
         # Before the first backward pass there is nothing to tell a change from.
-        if by_hand and how is not None and "grads" in self._stages:
+        if by_hand and how is not None and self._losses:
             self._changed("grads_changed", changed, how)
 
-    def _changed(self, kind: str, names: Iterable[str], how: Any) -> None:
+    def _changed(self, kind: str, names: Iterable[str], how: Change) -> None:
         details = {
             "how": how.how,
             "factor": how.factor,
@@ -213,15 +214,12 @@ class RecordedStep:
 
     def after_optimizer(self, *, closure: bool) -> None:
         """Copy what the optimizer made."""
-        with_gradient: dict[bool, list[str]] = {True: [], False: []}
-        for _, name, parameter in self._names.of_optimizer():
-            if parameter.requires_grad:
-                with_gradient[parameter.grad is not None].append(name)
-        details = {
-            "closure": closure,
-            "with_gradient": with_gradient[True],
-            "without_gradient": with_gradient[False],
-        }
+        without = [
+            name
+            for _, name, parameter in self._names.of_optimizer()
+            if parameter.requires_grad and parameter.grad is None
+        ]
+        details = {"closure": closure, "without_gradient": without}
         self._happened(Event("optimizer_step", details))
         self.optimizer_steps += 1
         self._copy_results()

@@ -20,8 +20,8 @@ class Mistakes:
         self.spent = True
         self._number = 0
         self._stepped = self._scaled = self._scheduled_first = False
-        self._with_gradient: set[str] = set()
-        self._without_gradient: dict[str, None] = {}
+        # Parameters that had no gradient in any of the optimizer's steps.
+        self._never: list[str] | None = None
 
     def begin(self, number: int) -> None:
         """Begin a step."""
@@ -35,15 +35,14 @@ class Mistakes:
 
     def at_end(self) -> list[LoopWarning]:
         """Name what only the whole run shows."""
-        never = [n for n in self._without_gradient if n not in self._with_gradient]
-        if not never:
+        if not self._never:
             return []
         return [
             LoopWarning(
                 "never_a_gradient",
-                f"No backward() gave a gradient to {_listed(never)} of the optimizer: "
-                "the loss does not depend on it, or the optimizer has the parameters "
-                "of another model.",
+                f"No backward() gave a gradient to {_listed(self._never)} of the "
+                "optimizer: the loss does not depend on it, or the optimizer has the "
+                "parameters of another model.",
                 None,
             )
         ]
@@ -149,8 +148,9 @@ class Mistakes:
             )
         self.spent = True
         self._stepped = True
-        self._with_gradient |= {*event.details["with_gradient"]}
-        self._without_gradient |= dict.fromkeys(event.details["without_gradient"])
+        without = event.details["without_gradient"]
+        before = without if self._never is None else self._never
+        self._never = [name for name in before if name in without]
 
 
 def _listed(names: Iterable[object]) -> str:
