@@ -11,7 +11,13 @@ from rich.box import MARKDOWN
 from rich.console import Console
 from rich.table import Table
 
-from benchmarks import convert_weights, eager_calls, standalone, training_step
+from benchmarks import (
+    convert_weights,
+    eager_calls,
+    record_run,
+    standalone,
+    training_step,
+)
 from benchmarks.timing import hardware
 
 RESULTS = Path(__file__).with_name("RESULTS.md")
@@ -35,7 +41,9 @@ def markdown(table: Table) -> str:
 
 def main() -> None:
     """Run all and print their tables; with ``--write``, keep them in RESULTS.md."""
-    benchmarks = (training_step, standalone, eager_calls, convert_weights)
+    benchmarks = (
+        *(training_step, standalone, eager_calls, convert_weights, record_run),
+    )
     tables = [table for benchmark in benchmarks for table in benchmark.main()]
     if "--write" not in sys.argv[1:]:
         return

@@ -13,6 +13,7 @@ from torch.nn.utils import clip_grad_value_ as imported_clip_grad_value_
 from torch.utils.checkpoint import checkpoint
 
 from jaxclip.parity import STAGES, open_trace, record
+from jaxclip.parity._torch._random import Generators, dropout_mask, same_state
 from tests.trios import BY_NAME
 from torchref.grad_clipping import grad_clipping
 from torchref.my_linear import my_net
@@ -701,6 +702,29 @@ def test_masks_are_what_dropout_multiplied_its_input_by(kind, shape, inplace, tm
     assert trace[0].unexplained_draws == ()
 
 
+def test_a_mask_that_a_module_did_not_apply_is_not_kept():
+    torch.manual_seed(0)
+    generators = Generators(nn.Linear(1, 1))
+    given = torch.ones(4, 4)
+
+    def twice(x):
+        return F.dropout(F.dropout(x))
+
+    def other(x):
+        return F.dropout(x, 0.3)
+
+    for forward, found in ((F.dropout, True), (twice, False), (other, False)):
+        before = generators.state()
+        returned = F.dropout(given)
+        after = generators.state()
+        module = nn.Dropout()
+        module.forward = forward
+        mask = dropout_mask(module, given, returned, generators, before)
+        assert (mask is not None) == found
+        # Whatever was drawn, the run goes on as if it had not been.
+        assert same_state(generators.state(), after)
+
+
 def test_draws_that_no_mask_explains_are_named(tmp_path):
     class Noisy(nn.Module):
         def __init__(self):
@@ -722,13 +746,36 @@ def test_draws_that_no_mask_explains_are_named(tmp_path):
         with run.step():
             step(model, optimizer)
         with run.step():
-            torch.rand(1)
             model.eval()
             F.mse_loss(model.fc(X), Y).backward()
+            torch.rand(1)
         with run.step():
             F.mse_loss(model.fc(X), Y).backward()
     drawn = [held.unexplained_draws for held in open_trace(tmp_path)]
     assert drawn == [("", "alpha"), ("(outside the model)",), ()]
+
+
+# What an optimizer may be like
+
+
+def test_an_optimizer_gains_no_state_by_being_looked_at(tmp_path):
+    model, optimizer = setup(my_net)
+
+    def take(model, optimizer):
+        model[0](X).sum().backward()
+        optimizer.step()
+        assert model[1].weight not in optimizer.state
+
+    recorded(tmp_path, model, optimizer, take=take, steps=2)
+
+
+def test_the_names_of_an_optimizer_are_no_hyperparameters(tmp_path):
+    model, _ = setup(my_net)
+    optimizer = torch.optim.Adam(model.named_parameters(), torch.tensor(0.25))
+    _, (held,) = recorded(tmp_path, model, optimizer)
+    (group,) = held.hyperparameters
+    assert group.keys() == {*optimizer.defaults}
+    assert (group["lr"], group["betas"], group["fused"]) == (0.25, [0.9, 0.999], None)
 
 
 # How much is kept
