@@ -713,7 +713,13 @@ def test_a_mask_that_a_module_did_not_apply_is_not_kept():
     def other(x):
         return F.dropout(x, 0.3)
 
-    for forward, found in ((F.dropout, True), (twice, False), (other, False)):
+    def and_more(x):
+        dropped = F.dropout(x)
+        torch.rand(1)
+        return dropped
+
+    wrong = ((twice, False), (other, False), (and_more, False))
+    for forward, found in ((F.dropout, True), *wrong):
         before = generators.state()
         returned = F.dropout(given)
         after = generators.state()
