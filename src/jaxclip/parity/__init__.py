@@ -9,6 +9,8 @@ from jaxclip.parity._noise import assert_trees_equal as assert_trees_equal
 from jaxclip.parity._noise import compare_to_noise as compare_to_noise
 from jaxclip.parity._noise import compare_trees as compare_trees
 from jaxclip.parity._record import record as record
+from jaxclip.parity._trace._digest import Digest as Digest
+from jaxclip.parity._trace._digest import digest as digest
 from jaxclip.parity._trace._json import TraceError as TraceError
 from jaxclip.parity._trace._reader import Activation as Activation
 from jaxclip.parity._trace._reader import Step as Step
