@@ -815,6 +815,16 @@ def test_activations_chooses_modules(activations, paths, tmp_path):
     assert len(trace[0].masks) == 2
 
 
+def test_digest_above_chooses_arrays(tmp_path):
+    _, trace = recorded(tmp_path, *setup(), digest_above=4 * 16 - 1)
+    (held,) = trace
+    assert held.digests["grads"].keys() == {"body.0.weight"}
+    assert held.params["body.0.weight"].shape == (4, 4)
+    hidden = next(a for a in held.activations if a.module == "body.0")
+    assert hidden.digest.shape == (6, 4)
+    assert {*held.batch, *held.masks} - {"x", "y"} == {*held.masks}
+
+
 def test_every_chooses_steps(tmp_path):
     _, trace = recorded(tmp_path, *setup(), steps=8, every=3)
     assert trace.numbers == (0, 3, 6)
@@ -846,6 +856,12 @@ def test_arguments_are_checked(tmp_path):
             {"every": 0},
             ValueError,
             r"record\(every=0\): it must be",
+        ),
+        (
+            (model, optimizer),
+            {"digest_above": 0.5},
+            ValueError,
+            r"record\(digest_above=0.5\): it must be a number of bytes, or None",
         ),
         (
             (model, optimizer),

@@ -18,10 +18,17 @@ from jaxclip.parity import (
     Run,
     Trace,
     TraceError,
+    digest,
     open_trace,
 )
 from jaxclip.parity._trace._json import LARGEST, seal, structured
-from jaxclip.parity._trace._records import Call, Manifest, StepLine, StepRecord
+from jaxclip.parity._trace._records import (
+    Call,
+    Digested,
+    Manifest,
+    StepLine,
+    StepRecord,
+)
 from jaxclip.parity._trace._writer import TraceWriter
 
 RUN = Run(
@@ -125,6 +132,32 @@ def test_a_recording_reads_as_it_was_written(folder):
     assert step.hyperparameters == record(2).hyperparameters
     assert trace[1].warnings == (WARNING,)
     assert step.params_after == {}
+
+
+def test_large_results_are_kept_as_digests(tmp_path):
+    large = np.arange(6000, dtype="float32").reshape(60, 100)
+    whole = {"params": {"w": large}, "grads": {"w": large + 1, "b": large[0]}}
+    whole["final_grads"] = dict(whole["grads"])
+    whole["activations"] = {"0": large.astype(jnp.bfloat16), "1": large[0]}
+    call = Call("fc", "torch.nn.Linear", 0, "")
+    writer = TraceWriter(tmp_path / "run.trace", RUN, digest_above=4800)
+    writer.add(record(0, activations=(call, call)), whole)
+    (step,) = open_trace(tmp_path / "run.trace")
+    # What a step starts from stays whole, and so does what is small.
+    np.testing.assert_array_equal(step.params["w"], large)
+    assert [*step.grads] == [*step.final_grads] == ["b"]
+    assert step.digests.keys() == {"activations", "grads", "final_grads"}
+    held = step.digests["final_grads"]["w"]
+    assert (held.shape, held.dtype) == ((60, 100), "float32")
+    assert held.distance(digest(large + 1)) == 0
+    assert held.distance(digest(large)) > 10
+    first, second = step.activations
+    assert first.digest.dtype == "bfloat16"
+    assert first.digest.distance(digest(large.astype(jnp.bfloat16))) == 0
+    with pytest.raises(ValueError, match=r"output of 'fc' was recorded as a digest: c"):
+        first.array  # noqa: B018
+    assert second.digest is None
+    np.testing.assert_array_equal(second.array, large[0])
 
 
 def test_equal_stages_are_written_once(folder, tmp_path):
@@ -308,6 +341,14 @@ LIES = {
     ),
     "no stage": ({"same": {"x": "grads"}}, "'x' or 'grads' is no stage of a step"),
     "no target": ({"same": {"grads": "x"}}, "'grads' or 'x' is no stage of a step"),
+    "no digest": (
+        {"digests": {"grads/x": {"shape": [2], "dtype": "float32"}}},
+        "the digest 'grads/x' is missing, or none",
+    ),
+    "no array of a digest": (
+        {"digests": {"grads/fc.weight": {"shape": [2], "dtype": "float32"}}},
+        "the digest 'grads/fc.weight' is missing, or none",
+    ),
     "huge": ({"size": "9" * 10**6}, r"size is '9{59}\.\.\., which is no int"),
 }
 
@@ -387,7 +428,7 @@ def test_flipped_bytes_and_cut_files_never_read_as_something_else(tmp_path, data
 
 
 def test_structure_is_read_by_its_hints():
-    line = StepLine(0, 1, "", {"a": "b"}, record(1))
+    line = StepLine(0, 1, "", {"a": "b"}, {"c": Digested((2,), "f")}, record(1))
     plain = json.loads(seal(line))["record"]
     plain["record"]["events"][0]["details"]["max_norm"] = float("inf")
     assert structured(StepLine, plain, "here") == line

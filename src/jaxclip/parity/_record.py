@@ -23,6 +23,7 @@ def record(
     activations: bool | Iterable[str] = True,
     keep: Iterable[str] = STAGES,
     every: int = 1,
+    digest_above: int | None = None,
     overwrite: bool = False,
 ) -> "Recording":
     """Record a training loop of torch, which stays as it is.
@@ -56,6 +57,9 @@ def record(
         keep: The stages to keep, of ``jaxclip.parity.STAGES``. What is not kept is not
             looked at: changes by hand are seen in the gradients and parameters kept.
         every: Records one step of so many, beginning with the first.
+        digest_above: Of arrays of more bytes than this, which a step results in, the
+            `Digest` is kept, of 4656 bytes. What a step starts from is kept whole: the
+            batch, the parameters, buffers and state before, and masks.
         overwrite: Whether to replace a recording that is at ``path``.
 
     Returns:
@@ -63,7 +67,8 @@ def record(
 
     Raises:
         TypeError: If ``model`` is no ``nn.Module``, or ``optimizer`` no optimizer.
-        ValueError: If a stage is unknown, or ``every`` is less than 1; if the model is
+        ValueError: If a stage is unknown, ``every`` is less than 1, or
+            ``digest_above`` less than 0; if the model is
             the result of ``torch.compile``, into which hooks do not reach.
         FileExistsError: On entering, if something is at ``path``.
         ImportError: If torch is not installed.
@@ -107,6 +112,11 @@ def record(
         )
     if type(every) is not int or every < 1:
         raise ValueError(f"record(every={every!r}): it must be an integer from 1 on.")
+    if digest_above is not None and (type(digest_above) is not int or digest_above < 0):
+        raise ValueError(
+            f"record(digest_above={digest_above!r}): it must be a number of bytes, or "
+            "None."
+        )
     if isinstance(activations, bool):
         activations = ("*",) if activations else ()
     elif isinstance(activations, str):
@@ -123,5 +133,6 @@ def record(
         activations=tuple(activations),
         keep=stages,
         every=every,
+        digest_above=digest_above,
         overwrite=overwrite,
     )

@@ -59,6 +59,7 @@ class Recording:
         activations: tuple[str, ...],
         keep: frozenset[str],
         every: int,
+        digest_above: int | None,
         overwrite: bool,
     ) -> None:
         """Keep what to record, and how."""
@@ -69,7 +70,10 @@ class Recording:
         self._patterns = activations
         self._keep = keep
         self._every = every
-        self._overwrite = overwrite
+        self._files: dict[str, Any] = {
+            "overwrite": overwrite,
+            "digest_above": digest_above,
+        }
         self._names = Names(model, optimizer)
         self._mistakes = Mistakes()
         self._number = 0
@@ -93,7 +97,7 @@ class Recording:
             keep=tuple(stage for stage in STAGES if stage in self._keep),
             every=self._every,
         )
-        self._writer = TraceWriter(self.path, run, overwrite=self._overwrite)
+        self._writer = TraceWriter(self.path, run, **self._files)
         with ExitStack() as stack:
             stack.enter_context(watching(self, self._schedulers))
             optimizer = self._optimizer

@@ -110,7 +110,8 @@ class Digest:
                 "arrays of one shape are comparable."
             )
         difference = self.projections - other.projections
-        return np.sqrt(np.mean(difference**2, axis=1))
+        distances: NDArray[np.float64] = np.sqrt(np.mean(difference**2, axis=1))
+        return distances
 
     def distance(self, other: "Digest") -> float:
         """Estimate the L2 norm of the difference; see ``distances``.
@@ -148,7 +149,7 @@ def digest(array: Any) -> Digest:
         >>> one, other = digest(x), digest(y)
         >>> 1e-4 < one.distance(other) < 1e-2
         True
-        >>> one.block(one.distances(other).argmax())
+        >>> one.block(int(one.distances(other).argmax()))
         slice(69921, 70312, None)
     """
     array = as_array(array, "array")

@@ -5,15 +5,17 @@ import os
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, overload
+from typing import Any, TypeVar, overload
 
 import numpy as np
 
 from jaxclip._safetensors import StoredTensor, read_safetensors
+from jaxclip.parity._trace._digest import LENGTH, Digest
 from jaxclip.parity._trace._json import LARGEST, TraceError, structured, unseal
 from jaxclip.parity._trace._records import (
     STAGES,
     Call,
+    Digested,
     Event,
     LoopWarning,
     Manifest,
@@ -23,6 +25,7 @@ from jaxclip.parity._trace._records import (
 from jaxclip.parity._trace._writer import MANIFEST, STEPS, step_file
 
 Arrays = Mapping[str, np.ndarray]
+T = TypeVar("T")
 
 
 class StoredArrays(Mapping[str, np.ndarray]):
@@ -55,14 +58,25 @@ class Activation(Call):
     """An array that a module returned, or a mask of dropout, and where it comes from.
 
     Attributes:
-        stored: The array in its file.
+        stored: The array in its file; None if its digest was kept instead.
+        digest: Its digest; None if all of it was kept.
     """
 
-    stored: StoredTensor
+    stored: StoredTensor | None
+    digest: Digest | None
 
     @property
     def array(self) -> np.ndarray:
-        """The array, mapped from its file."""
+        """The array, mapped from its file.
+
+        Raises:
+            ValueError: If its digest was kept instead.
+        """
+        if self.stored is None:
+            raise ValueError(
+                f"the output of {self.module!r} was recorded as a digest: compare "
+                "`digest` with that of another array."
+            )
         return np.asarray(self.stored)
 
 
@@ -96,6 +110,9 @@ class Step:
         params_after: The parameters after the optimizer's step.
         buffers_after: The buffers at the end of the step.
         opt_state_after: The optimizer's state after its step.
+        digests: By stage and name, the digests of arrays that were too large for
+            ``record(digest_above=)``; the stage itself lacks them, but for
+            activations, which have each its own.
         events: What the loop did, in order.
         unexplained_draws: Modules that drew random numbers that ``masks`` does not
             explain; the step cannot be computed anew if there are any.
@@ -105,6 +122,12 @@ class Step:
     def __init__(self, line: StepLine, stored: Mapping[str, StoredTensor]) -> None:
         """Sort the arrays by stage."""
         record = line.record
+        taken = {n: _digest(n, of, stored) for n, of in line.digests.items()}
+        digests = _by_stage(taken, line.same)
+        stored = {n: tensor for n, tensor in stored.items() if n not in taken}
+        self.digests: Mapping[str, Mapping[str, Digest]] = {
+            stage: held for stage, held in digests.items() if held
+        }
         self.number: int = record.number
         self.hyperparameters: tuple[Mapping[str, Any], ...] = record.hyperparameters
         self.events: tuple[Event, ...] = record.events
@@ -115,8 +138,8 @@ class Step:
         self.params: Arrays = StoredArrays(stages["params"])
         self.buffers: Arrays = StoredArrays(stages["buffers"])
         self.opt_state = _nested(stages["opt_state"])
-        self.activations = _joined("activations", record.activations, stages)
-        self.masks = _joined("masks", record.masks, stages)
+        self.activations = _joined("activations", record.activations, stages, digests)
+        self.masks = _joined("masks", record.masks, stages, digests)
         self.outputs = _by_call(stages["outputs"])
         self.loss = (*StoredArrays(stages["loss"]).values(),)
         self.grads: Arrays = StoredArrays(stages["grads"])
@@ -131,10 +154,17 @@ class Step:
         return f"<Step {self.number}, loss {[x.tolist() for x in self.loss]}>"
 
 
+def _digest(name: str, of: Digested, stored: Mapping[str, StoredTensor]) -> Digest:
+    tensor = stored.get(name)
+    if tensor is None or tensor.shape != (LENGTH,) or tensor.dtype != np.float64:
+        raise TraceError(f"the digest {name!r} is missing, or none.")
+    return Digest(of.shape, of.dtype, np.asarray(tensor))
+
+
 def _by_stage(
-    stored: Mapping[str, StoredTensor], same: Mapping[str, str]
-) -> dict[str, dict[str, StoredTensor]]:
-    stages: dict[str, dict[str, StoredTensor]] = {stage: {} for stage in STAGES}
+    stored: Mapping[str, T], same: Mapping[str, str]
+) -> dict[str, dict[str, T]]:
+    stages: dict[str, dict[str, T]] = {stage: {} for stage in STAGES}
     for key, tensor in stored.items():
         stage, _, name = key.partition("/")
         if stage not in stages:
@@ -169,15 +199,22 @@ def _joined(
     stage: str,
     calls: Sequence[Call],
     stages: Mapping[str, Mapping[str, StoredTensor]],
+    digests: Mapping[str, Mapping[str, Digest]],
 ) -> tuple[Activation, ...]:
-    stored = stages[stage]
-    if stored.keys() != {str(index) for index in range(len(calls))}:
+    stored, digested = stages[stage], digests[stage]
+    names = [str(index) for index in range(len(calls))]
+    if stored.keys() | digested.keys() != {*names}:
         raise TraceError(
-            f"the file has {len(stored)} {stage}, and the list of steps {len(calls)}."
+            f"the file has {len(stored) + len(digested)} {stage}, and the list of "
+            f"steps {len(calls)}."
         )
     return tuple(
-        Activation(call.module, call.type, call.call, call.output, stored[str(index)])
-        for index, call in enumerate(calls)
+        Activation(
+            *(call.module, call.type, call.call, call.output),
+            stored=stored.get(name),
+            digest=digested.get(name),
+        )
+        for name, call in zip(names, calls, strict=True)
     )
 
 

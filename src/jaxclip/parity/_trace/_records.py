@@ -22,6 +22,12 @@ STAGES = (
 )
 """The stages of a step that have arrays, in the order in which they come about."""
 
+RESULTS = (
+    *("activations", "outputs", "grads", "final_grads"),
+    *("params_after", "buffers_after", "opt_state_after"),
+)
+"""The stages that may be kept as digests: a step is computed anew from the others."""
+
 
 @dataclass(frozen=True)
 class ModuleRecord:
@@ -160,6 +166,19 @@ class StepRecord:
 
 
 @dataclass(frozen=True)
+class Digested:
+    """An array of which the digest is kept.
+
+    Attributes:
+        shape: Its shape.
+        dtype: Its dtype.
+    """
+
+    shape: tuple[int, ...]
+    dtype: str
+
+
+@dataclass(frozen=True)
 class StepLine:
     """A line of the list of steps.
 
@@ -168,6 +187,7 @@ class StepLine:
         size: The bytes of the step's file.
         sha256: The checksum of the step's file.
         same: By the name of a stage that is left out, the name of its equal.
+        digests: By the name of an array of which the digest is kept, what it was.
         record: What else is said of the step.
     """
 
@@ -175,6 +195,7 @@ class StepLine:
     size: int
     sha256: str
     same: Mapping[str, str]
+    digests: Mapping[str, Digested]
     record: StepRecord
 
 

@@ -1,6 +1,7 @@
 """Writing a recording, step by step."""
 
 import hashlib
+import math
 import shutil
 from collections.abc import Iterable, Mapping
 from pathlib import Path
@@ -9,8 +10,11 @@ import numpy as np
 
 from jaxclip._files import write_whole
 from jaxclip._safetensors import write_safetensors
+from jaxclip.parity._trace._digest import digest
 from jaxclip.parity._trace._json import FORMAT, LARGEST, TraceError, seal
 from jaxclip.parity._trace._records import (
+    RESULTS,
+    Digested,
     LoopWarning,
     Manifest,
     Run,
@@ -20,6 +24,8 @@ from jaxclip.parity._trace._records import (
 
 MANIFEST = "manifest.json"
 STEPS = "steps.jsonl"
+
+_RESULTS = tuple(f"{stage}/" for stage in RESULTS)
 
 
 def step_file(number: int) -> str:
@@ -38,17 +44,27 @@ class TraceWriter:
         folder: Where it goes; made if need be.
         run: What holds for the whole run.
         overwrite: Whether to remove a recording that is there already.
+        digest_above: Of an array of more bytes, in the stages of ``RESULTS``, the
+            digest is written; None writes all whole.
 
     Raises:
         FileExistsError: If something is at ``folder``, and it is no empty folder and,
             with ``overwrite``, no recording.
     """
 
-    def __init__(self, folder: Path, run: Run, *, overwrite: bool = False) -> None:
+    def __init__(
+        self,
+        folder: Path,
+        run: Run,
+        *,
+        overwrite: bool = False,
+        digest_above: int | None = None,
+    ) -> None:
         """Write the manifest."""
         make_room(folder, overwrite=overwrite)
         self._folder = folder
         self._run = run
+        self._digest_above = math.inf if digest_above is None else digest_above
         self._steps = 0
         self._size = 0
         self._write_manifest(Manifest(run))
@@ -79,14 +95,21 @@ class TraceWriter:
             else:
                 once |= {f"{stage}/{name}": array for name, array in arrays.items()}
         path = self._folder / step_file(record.number)
-        digest = hashlib.sha256()
-        write_safetensors(path, once, digest.update)
+        digests = {
+            name: Digested(array.shape, str(array.dtype))
+            for name, array in once.items()
+            if array.nbytes > self._digest_above and name.startswith(_RESULTS)
+        }
+        once |= {name: digest(once[name]).numbers for name in digests}
+        checksum = hashlib.sha256()
+        write_safetensors(path, once, checksum.update)
         line = seal(
             StepLine(
                 index=self._steps,
                 size=path.stat().st_size,
-                sha256=digest.hexdigest(),
+                sha256=checksum.hexdigest(),
                 same=same,
+                digests=digests,
                 record=record,
             )
         )
