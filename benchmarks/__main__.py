@@ -16,6 +16,7 @@ from benchmarks import (
     eager_calls,
     one_pass,
     optimizer_step,
+    record_run,
     standalone,
     training_step,
 )
@@ -50,6 +51,7 @@ def main() -> None:
         one_pass,
         eager_calls,
         convert_weights,
+        record_run,
     )
     tables = [table for benchmark in benchmarks for table in benchmark.main()]
     if "--write" not in sys.argv[1:]:

@@ -30,7 +30,7 @@ from rich.table import Table
 
 from benchmarks.timing import hardware, ratio
 from jaxclip import convert
-from jaxclip.convert._sources.safetensors_files import (
+from jaxclip._safetensors import (
     read_safetensors,
     write_safetensors,
 )

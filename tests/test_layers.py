@@ -10,8 +10,9 @@ import pytest
 SRC = Path(__file__).parents[1] / "src"
 
 # Rooms, each with the rooms and distributions that it may import. A room is a module
-# or a folder of jaxclip, or another package; "root" is jaxclip/__init__.py. What
-# imports "torch (lazily)" does so inside functions alone.
+# or a folder of jaxclip, a folder in one that has a row of its own, or another package;
+# "root" is jaxclip/__init__.py. What imports "torch (lazily)" does so inside functions
+# alone.
 MAY_IMPORT = {
     "_core": {"jax", "numpy", "optax"},
     "_norms": {"_core", "jax", "numpy"},
@@ -46,10 +47,12 @@ MAY_IMPORT = {
     "models": {"flax", "jax"},
     "optim": {"_core", "_guards", "jax", "numpy", "optax"},
     "_files": set(),
+    "_safetensors": {"_files", "jax", "numpy"},
     "convert": {
         "_arrays",
         "_core",
         "_files",
+        "_safetensors",
         "flax",
         "jax",
         "models",
@@ -59,7 +62,18 @@ MAY_IMPORT = {
         "safetensors",
         "torch (lazily)",
     },
-    "parity": {"_arrays", "convert", "flax", "jax", "numpy", "root", "safetensors"},
+    "parity": {
+        "_arrays",
+        "_files",
+        "_safetensors",
+        "convert",
+        "flax",
+        "jax",
+        "numpy",
+        "parity._torch (lazily)",
+        "root",
+    },
+    "parity._torch": {"_arrays", "jax", "numpy", "parity", "root", "torch"},
     "demo": {
         "_files",
         "convert",
@@ -75,7 +89,7 @@ MAY_IMPORT = {
         "torch",
         "torchref",
     },
-    "_commands": {"convert", "demo", "flax", "rich", "root"},
+    "_commands": {"_safetensors", "convert", "demo", "flax", "parity", "rich", "root"},
     "cli": {"_commands", "root"},
     "__main__": {"cli"},
     "torchref": {"numpy", "torch"},
@@ -91,7 +105,10 @@ def room_of(name: str) -> str:
     package, _, rest = name.partition(".")
     if package != "jaxclip":
         return package
-    first = rest.partition(".")[0]
+    first, _, rest = rest.partition(".")
+    nested = f"{first}.{rest.partition('.')[0]}"
+    if nested in MAY_IMPORT:
+        return nested
     known = (SRC / "jaxclip" / first).is_dir() or (
         SRC / "jaxclip" / f"{first}.py"
     ).is_file()
@@ -155,6 +172,8 @@ def test_a_room_imports_only_what_it_may(path: Path) -> None:
         ("jaxclip/convert/_plan.py", "import torch"),
         ("jaxclip/convert/_plan.py", "from ..demo import run"),
         ("jaxclip/models/_rnnlm.py", "def f():\n    import torch"),
+        ("jaxclip/parity/_record.py", "import jaxclip.parity._torch._recorder"),
+        ("jaxclip/parity/_record.py", "def f():\n    import torch"),
         ("torchref/rnn.py", "import jaxclip"),
         ("torchref/rnn.py", "from jax import numpy"),
     ],
@@ -169,6 +188,11 @@ def test_the_check_can_fail(room: str, line: str) -> None:
         ("jaxclip/_norms.py", "import functools, jax.numpy as jnp"),
         ("jaxclip/convert/_plan.py", "def f():\n    import torch"),
         ("jaxclip/convert/_plan.py", "from jaxclip.convert import _errors"),
+        (
+            "jaxclip/parity/_record.py",
+            "def f():\n    from jaxclip.parity._torch import _recorder",
+        ),
+        ("jaxclip/parity/_torch/_recorder.py", "import torch"),
         ("jaxclip/demo/_report.py", "from jaxclip import clip_metrics"),
     ],
 )

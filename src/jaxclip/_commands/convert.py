@@ -90,8 +90,8 @@ def _run(args: argparse.Namespace) -> int:
     from rich.filesize import decimal
 
     from jaxclip._commands._progress import bytes_read
+    from jaxclip._safetensors import write_safetensors
     from jaxclip.convert._conversion import plan_conversion
-    from jaxclip.convert._sources.safetensors_files import write_safetensors
 
     if args.out.suffix != ".safetensors":
         raise CommandError(f"--out {args.out} is not the name of a .safetensors file")

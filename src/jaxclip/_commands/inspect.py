@@ -1,4 +1,4 @@
-"""`jaxclip inspect`: what a file of weights holds."""
+"""`jaxclip inspect`: what a file of weights, or the recording of a run, holds."""
 
 import argparse
 import json
@@ -7,22 +7,28 @@ from pathlib import Path
 from typing import Any
 
 from jaxclip._commands._arguments import CommandError, need
+from jaxclip._commands._trace import inspect_trace
 
 
 def add(commands: "argparse._SubParsersAction[argparse.ArgumentParser]") -> None:
     """Add the subcommand."""
     parser = commands.add_parser(
         "inspect",
-        help="list the tensors in a file of weights",
+        help="list the tensors in a file of weights, or the steps of a recording",
         description=(
             "List the names, shapes, dtypes and sizes of the tensors in a "
             ".safetensors, .pt, .pth or .bin file, or in all those that an .index.json "
-            "names. "
-            "Nothing in the file is run."
+            "names; or the steps of a recording by jaxclip.parity.record, whose files "
+            "are all held against their checksums. Nothing in a file is run."
         ),
         epilog="exit status: 0 if the file was read, 2 if it could not be",
     )
-    parser.add_argument("file", type=Path, metavar="FILE", help="the file of weights")
+    parser.add_argument(
+        "file",
+        type=Path,
+        metavar="FILE",
+        help="the file of weights, or the folder of the recording",
+    )
     parser.add_argument(
         "--key",
         metavar="KEY",
@@ -33,7 +39,12 @@ def add(commands: "argparse._SubParsersAction[argparse.ArgumentParser]") -> None
 
 
 def _run(args: argparse.Namespace) -> int:
-    need("flax", *([] if args.json else ["rich"]), command="inspect")
+    rich = [] if args.json else ["rich"]
+    if args.file.is_dir():
+        need(*rich, command="inspect")
+        inspect_trace(args.file, as_json=args.json)
+        return 0
+    need("flax", *rich, command="inspect")
     from jaxclip.convert._sources.source import read_source
 
     try:

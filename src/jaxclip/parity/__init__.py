@@ -8,3 +8,16 @@ from jaxclip.parity._noise import assert_trees_close as assert_trees_close
 from jaxclip.parity._noise import assert_trees_equal as assert_trees_equal
 from jaxclip.parity._noise import compare_to_noise as compare_to_noise
 from jaxclip.parity._noise import compare_trees as compare_trees
+from jaxclip.parity._record import record as record
+from jaxclip.parity._trace._digest import Digest as Digest
+from jaxclip.parity._trace._digest import digest as digest
+from jaxclip.parity._trace._json import TraceError as TraceError
+from jaxclip.parity._trace._reader import Activation as Activation
+from jaxclip.parity._trace._reader import Step as Step
+from jaxclip.parity._trace._reader import Trace as Trace
+from jaxclip.parity._trace._reader import open_trace as open_trace
+from jaxclip.parity._trace._records import STAGES as STAGES
+from jaxclip.parity._trace._records import Event as Event
+from jaxclip.parity._trace._records import LoopWarning as LoopWarning
+from jaxclip.parity._trace._records import ModuleRecord as ModuleRecord
+from jaxclip.parity._trace._records import Run as Run

@@ -6,7 +6,7 @@ from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any, NamedTuple
 
-from jaxclip.convert._sources.safetensors_files import read_safetensors
+from jaxclip._safetensors import read_safetensors
 from jaxclip.convert._sources.torch_files import read_torch
 
 _READERS: dict[str, Callable[[Path], Mapping[Any, Any]]] = {

@@ -16,8 +16,8 @@ from flax import nnx
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
+from jaxclip._safetensors import read_safetensors
 from jaxclip.convert import from_torch, to_torch
-from jaxclip.convert._sources.safetensors_files import read_safetensors
 
 DATA = np.arange(6, dtype="f").tobytes()
 

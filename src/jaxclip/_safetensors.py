@@ -8,8 +8,9 @@ a header says before the file has been seen to hold it.
 import json
 import math
 from collections import Counter
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
+from itertools import chain
 from pathlib import Path
 from typing import Any, BinaryIO
 
@@ -69,11 +70,12 @@ class _DamageError(Exception):
     """A file is not as the format wants it; the message says how."""
 
 
-def read_safetensors(path: Path) -> dict[str, StoredTensor]:
+def read_safetensors(path: Path, what: str = "source") -> dict[str, StoredTensor]:
     """Read the header of a safetensors file.
 
     Args:
         path: The file.
+        what: What the file is to the user; an error starts with it.
 
     Returns:
         The tensors by name, in the order in which they lie in the file.
@@ -86,7 +88,7 @@ def read_safetensors(path: Path) -> dict[str, StoredTensor]:
         return _tensors(path)
     except _DamageError as error:
         raise ValueError(
-            f"source is {str(path)!r}; it is damaged or no safetensors file: {error}."
+            f"{what} is {str(path)!r}; it is damaged or no safetensors file: {error}."
         ) from None
 
 
@@ -175,12 +177,17 @@ def _is_size(value: object) -> bool:
     return type(value) is int and 0 <= value < 2**63
 
 
-def write_safetensors(path: Path, arrays: Mapping[str, Any]) -> None:
+def write_safetensors(
+    path: Path,
+    arrays: Mapping[str, Any],
+    on_bytes: Callable[[bytes | memoryview], object] | None = None,
+) -> None:
     """Write arrays of NumPy's or JAX's, one after another, without a copy of all.
 
     Args:
         path: The file, which is written whole or not at all.
         arrays: The arrays by name.
+        on_bytes: Is called with each part of the file, in order, as it is written.
 
     Raises:
         ValueError: If the format has no such dtype.
@@ -201,10 +208,14 @@ def write_safetensors(path: Path, arrays: Mapping[str, Any]) -> None:
     text += b" " * (-len(text) % 8)
 
     def write(file: BinaryIO) -> None:
-        file.write(len(text).to_bytes(8, "little"))
-        file.write(text)
-        for array in arrays.values():
-            values = np.ascontiguousarray(array)
-            file.write(values.view(np.uint8).data if values.ndim else values.tobytes())
+        parts = (_bytes(array) for array in arrays.values())
+        for part in chain[Any]((len(text).to_bytes(8, "little"), text), parts):
+            file.write(part)
+            if on_bytes is not None:
+                on_bytes(part)
 
     write_whole(path, write)
+
+
+def _bytes(array: Any) -> memoryview:
+    return np.ascontiguousarray(array).reshape(-1).view(np.uint8).data

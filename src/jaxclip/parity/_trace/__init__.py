@@ -1,0 +1,1 @@
+"""Recordings of training runs: a folder of safetensors files and JSON."""
