@@ -22,44 +22,52 @@ OPTIMIZERS = {
 }
 
 
+def assert_close(got, expected):
+    # Sums over shards are taken in another order.
+    jax.tree.map(
+        lambda a, b: np.testing.assert_allclose(a, b, rtol=1e-4, atol=1e-6),
+        got,
+        expected,
+    )
+
+
 def main():
     assert jax.device_count() == 8
     mesh = jax.make_mesh((2, 4), ("x", "y"), axis_types=(AxisType.Auto,) * 2)
-    shardings = {name: NamedSharding(mesh, spec) for name, spec in SPECS.items()}
+
+    def shardings(specs):
+        return {name: NamedSharding(mesh, spec) for name, spec in specs.items()}
+
+    def in_shard_map(function, *specs):
+        return jax.jit(
+            jax.shard_map(function, mesh=mesh, in_specs=specs, out_specs=P())
+        )
+
     params = {k: np.float32(v) for k, v in parameters(shapes=SHAPES).items()}
     grads = gradients(steps=2, shapes=SHAPES)
-    grads = [{k: np.float32(v[step]) for k, v in grads.items()} for step in range(2)]
+    grads = {k: np.float32(v) for k, v in grads.items()}
+    # The gradients of all steps lie in one array.
+    specs_of_grads = {name: P(None, *spec) for name, spec in SPECS.items()}
 
     for name, optimizer in OPTIMIZERS.items():
 
         def steps(params, grads, optimizer=optimizer):
-            state = optimizer.init(params)
-            for grad in grads:
+            def step(state, grad):
                 updates, state = optimizer.update(grad, state, params)
-            return updates, state
+                return state, updates
+
+            return jax.lax.scan(step, optimizer.init(params), grads)
 
         whole = jax.jit(steps)(params, grads)
-        placed = jax.device_put((params, grads), (shardings, [shardings] * 2))
-        sharded = jax.jit(steps)(*placed)
-        jax.tree.map(
-            lambda a, b: np.testing.assert_allclose(a, b, rtol=1e-4, atol=1e-6),
-            sharded,
-            whole,
+        placed = jax.device_put(
+            (params, grads), (shardings(SPECS), shardings(specs_of_grads))
         )
+        assert_close(jax.jit(steps)(*placed), whole)
 
         with pytest.raises(ValueError, match="'v' varies over the mesh axes"):
-            jax.shard_map(
-                steps, mesh=mesh, in_specs=(SPECS, [SPECS] * 2), out_specs=(SPECS, P())
-            )(params, grads)
+            in_shard_map(steps, SPECS, specs_of_grads)(params, grads)
         # What every device has is the whole.
-        replicated = jax.jit(
-            jax.shard_map(steps, mesh=mesh, in_specs=(P(), P()), out_specs=(P(), P()))
-        )(params, grads)
-        jax.tree.map(
-            lambda a, b: np.testing.assert_allclose(a, b, rtol=1e-4, atol=1e-6),
-            replicated,
-            whole,
-        )
+        assert_close(in_shard_map(steps, P(), P())(params, grads), whole)
         print(name)
 
 

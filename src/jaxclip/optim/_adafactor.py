@@ -115,9 +115,11 @@ def adafactor(
         >>> print(updates["dense"][0])
         [-0.1 -0.1]
 
-    Differs from ``optax.adafactor`` in most of its parts: that one factors the two
-    largest axes, and none shorter than 128, squares with :math:`\epsilon_1` added, and
-    does not bound the step by lr. Differs from torch where parameters of several
+    Differs from ``optax.adafactor``: that one factors the two largest axes, and none
+    shorter than 128; its steps do not shrink with :math:`1 / \sqrt t`; and it adds its
+    eps to squares. Where none of that counts, the two are equal to 1e-8.
+
+    Differs from torch where parameters of several
     dtypes are in one group: there torch takes the ε₁ of the first for all. In bfloat16
     torch keeps its averages in it, and this in float32.
 

@@ -115,10 +115,10 @@ def muon(
     multiplies by. Both are as far from the iteration in float64. In float32 and
     float64 the same formula is torch's to rounding.
 
-    Differs from ``optax.contrib.muon`` by what is torch's: a momentum that is an
-    average, of which nesterov looks ahead without a correction; bfloat16; a weight
-    decay of 0.1; and in what becomes of other than matrices, which Optax gives to Adam
-    and this refuses.
+    Differs from ``optax.contrib.muon``: that one corrects the average that nesterov
+    looks ahead of for its start, which makes 4e-2 of the second step; iterates in the
+    dtype of the parameters; decays weights by 0 by default; and gives other parameters
+    than matrices to Adam, where this refuses them.
 
     References:
         Jordan et al., `Muon <https://kellerjordan.github.io/posts/muon/>`_, 2024.
