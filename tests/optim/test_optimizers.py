@@ -45,7 +45,8 @@ def absent(name, step):
 
 @pytest.mark.parametrize(
     "pair",
-    rows(ALL, lambda pair: pair in LAST and pair.ours in (optim.adam, optim.asgd)),
+    # A product shows each factor too many.
+    rows(ALL, lambda pair: pair in LAST and pair.ours is optim.nadam),
 )
 def test_a_parameter_without_a_gradient_stays_as_it_is(pair):
     params, grads = parameters(), gradients(steps=8)
