@@ -650,6 +650,10 @@ def test_what_does_not_fit_on_the_way_back(model):
         "scheduler has taken 2 steps more than the 0 that the optimizer's state is at."
     ) in back(state, model, optimizer, scheduler=scheduler)
     saved = {"optimizer": optimizer.state_dict(), "lr": scheduler.state_dict()}
+    with pytest.raises(TypeError, match="scheduler is a dict; it must be a live"):
+        convert.opt_state_to_torch(
+            state, target(model), optimizer, model=model, scheduler=saved["lr"]
+        )
     assert "Pass it as a live one, scheduler=..., or the optimizer alone." in back(
         state, model, saved
     )

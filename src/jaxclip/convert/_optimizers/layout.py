@@ -63,9 +63,10 @@ class Layout:
             self.problem(
                 f"{entry} and {', '.join(map(repr, entry.names))}: their rule computes "
                 "one from the other, as where two biases are added, and does not only "
-                "move elements about. What an optimizer keeps of the one is not what "
-                "it would keep of the other. Use a layer that holds torch's own "
-                "parameters, as those of jaxclip.models do."
+                "move elements about. Each of the two takes a step, so that their sum "
+                "takes both, and what an optimizer keeps of them is not what it would "
+                "keep of it. Use a layer that holds torch's own parameters, as those "
+                "of jaxclip.models do."
             )
             return None
         return entry

@@ -94,42 +94,42 @@ def plateau_of(
     return {"lr": rates.pop(), **{name: found[0][name] for name in _PLATEAU}}
 
 
-def plateaued(
-    state: Mapping[str, Any],
-    groups: Sequence[Group],
-    plateau: Mapping[str, Any],
-    epoch: int,
+def gone_on(
+    scheduler: Any, groups: Sequence[Group], epoch: int, plateau: Mapping[str, Any]
 ) -> tuple[list[Group], dict[str, Any]]:
-    """Return parameter groups and the state of a ReduceLROnPlateau, later on.
+    """Return what a scheduler makes of parameter groups by an epoch, and its state.
 
     Args:
-        state: The state dict of the scheduler.
-        groups: The parameter groups.
-        plateau: What it keeps by then.
+        scheduler: torch's scheduler, which stays as it is.
+        groups: The parameter groups, as the scheduler left them.
         epoch: The number of its steps by then.
+        plateau: What it keeps by then, if it is a ReduceLROnPlateau.
+
+    Raises:
+        ConversionError: If it is past that epoch.
+        TypeError: If it is a state dict, and has to take steps.
     """
+    if not plateau:
+        return _stepped(scheduler, groups, epoch)
     lr = plateau["lr"]
-    kept = {name: plateau[name] for name in _PLATEAU}
-    later = {**state, **kept, "last_epoch": epoch, "_last_lr": [lr] * len(groups)}
+    later = {
+        **scheduler_state(scheduler),
+        **{name: plateau[name] for name in _PLATEAU},
+        "last_epoch": epoch,
+        "_last_lr": [lr] * len(groups),
+    }
     return [{**group, "lr": lr} for group in groups], later
 
 
-def stepped(
+def _stepped(
     scheduler: Any, groups: Sequence[Group], epoch: int
 ) -> tuple[list[Group], dict[str, Any]]:
-    """Return what a scheduler makes of parameter groups when it goes on to an epoch.
-
-    torch's schedulers make each learning rate of the one before, so a copy of it
-    takes all of the steps; the scheduler and its optimizer stay as they are.
-
-    Args:
-        scheduler: torch's scheduler.
-        groups: The parameter groups, as the scheduler left them.
-        epoch: The number of steps to go on to.
-
-    Raises:
-        ConversionError: If it is past that.
-    """
+    """Let a copy of a scheduler take steps: it makes each rate of the one before."""
+    if not hasattr(scheduler, "optimizer"):
+        raise TypeError(
+            f"scheduler is a {type(scheduler).__name__}; it must be a live scheduler "
+            "of torch.optim.lr_scheduler, as a copy of it takes steps."
+        )
     import torch
 
     ahead = epoch - epoch_of(scheduler.state_dict())

@@ -20,10 +20,9 @@ from jaxclip.convert._optimizers.layout import Layout
 from jaxclip.convert._optimizers.parameters import ParamNames, parameter_names
 from jaxclip.convert._optimizers.position import (
     count_of,
+    gone_on,
     plateau_of,
-    plateaued,
     scheduler_state,
-    stepped,
 )
 from jaxclip.convert._optional import need
 
@@ -206,11 +205,8 @@ def opt_state_to_torch(
         *layout.problems,
         *_other_keys(collected.kept, checkpoint, names),
     ]
-    plateau = (
-        {}
-        if scheduler is None
-        else plateau_of((scheduler_state(scheduler),), checkpoint.groups)
-    )
+    schedulers = () if scheduler is None else (scheduler_state(scheduler),)
+    plateau = plateau_of(schedulers, checkpoint.groups)
     if plateau.keys() != collected.plateau.keys():
         problems.append(
             "there is a ReduceLROnPlateau on one side alone: pass it as scheduler=..., "
@@ -229,12 +225,7 @@ def opt_state_to_torch(
     groups = checkpoint.groups
     if scheduler is not None:
         epoch = (collected.count or 0) // steps_per_epoch
-        if plateau:
-            groups, made["scheduler"] = plateaued(
-                scheduler_state(scheduler), groups, collected.plateau, epoch
-            )
-        else:
-            groups, made["scheduler"] = stepped(scheduler, groups, epoch)
+        groups, made["scheduler"] = gone_on(scheduler, groups, epoch, collected.plateau)
     others = checkpoint.kept.keys() - names.values()
     state = {number: checkpoint.kept[number] for number in others}
     state |= {
