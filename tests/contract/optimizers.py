@@ -59,10 +59,16 @@ QUICK = [
     Optimizer(optim.asgd, {"lr": 0.1, "t0": 1.0}, needs_params=True),
 ]
 LONG = [
+    Optimizer(optim.adafactor, {"lr": 0.1}, needs_params=True),
     Optimizer(optim.adadelta, {"lr": 0.5}),
     Optimizer(optim.adagrad, {"lr": 0.1, "initial_accumulator_value": 0.1}),
     Optimizer(optim.adam, {"lr": optax.linear_schedule(0.1, 0.2, 10)}),
     Optimizer(optim.adamax, {"lr": 0.1, "weight_decay": 0.1}, needs_params=True),
+    Optimizer(
+        optim.lbfgs,
+        {"lr": 0.1, "max_iter": 1, "history_size": 3},
+        static=("max_iter", "history_size"),
+    ),
     Optimizer(optim.nadam, {"lr": 0.1}),
     Optimizer(optim.radam, {"lr": 0.1}),
     Optimizer(optim.rmsprop, {"lr": 0.1, "centered": True, "momentum": 0.5}),

@@ -192,7 +192,7 @@ def test_extra_arguments_change_nothing_nor_do_parameters_that_are_not_needed(ro
     optimizer = row.make()
     state = optimizer.init(PARAMS)
     expected = optimizer.update(RUN[0], state, PARAMS)
-    got = optimizer.update(RUN[0], state, PARAMS, value=1.0, step=2)
+    got = optimizer.update(RUN[0], state, PARAMS, batch=1.0, step=2)
     assert_trees_equal(got, expected)
     if not row.needs_params:
         assert_trees_equal(optimizer.update(RUN[0], state), expected)

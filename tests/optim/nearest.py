@@ -6,6 +6,7 @@
 import functools
 from collections.abc import Callable
 from dataclasses import dataclass, field
+from operator import attrgetter
 from typing import Any
 
 import jax
@@ -15,7 +16,14 @@ import optax
 import torch
 
 from jaxclip import optim
-from tests.optim.against_torch import Pair, apart, gradients, parameters, run_torch
+from tests.optim.against_torch import (
+    SHAPES,
+    Pair,
+    apart,
+    gradients,
+    parameters,
+    run_torch,
+)
 
 STEPS = 20
 
@@ -28,34 +36,39 @@ class Row:
         theirs: torch's class.
         ours: The function of jaxclip.optim.
         options: Arguments by name, for both; the rest is torch's default.
+        only_ours: Further ones for ours.
         nearest: The name of Optax's function, or None where it has none.
         nearest_options: Its arguments, chosen to come nearest.
+        shapes: Those of the parameters.
     """
 
     theirs: Callable[..., torch.optim.Optimizer]
     ours: Callable[..., optax.GradientTransformationExtraArgs]
     options: dict[str, Any] = field(default_factory=dict)
+    only_ours: dict[str, Any] = field(default_factory=dict)
     nearest: str | None = None
     nearest_options: dict[str, Any] = field(default_factory=dict)
+    shapes: dict[str, tuple[int, ...]] = field(default_factory=lambda: SHAPES)
 
     def cells(self) -> list[str]:
         """Return both calls of each library as they are written, and differences."""
         cells = [
             call(self.theirs.__name__, self.options),
-            f"`optim.{self.ours.__name__}`",
-            self.difference(self.ours(**self.options)),
+            call(f"optim.{self.ours.__name__}", self.only_ours).replace("()", ""),
+            self.difference(self.ours(**self.options | self.only_ours)),
         ]
         if self.nearest is None:
             return [*cells, "none", ""]
         return [
             *cells,
             call(f"optax.{self.nearest}", self.nearest_options),
-            self.difference(getattr(optax, self.nearest)(**self.nearest_options)),
+            self.difference(attrgetter(self.nearest)(optax)(**self.nearest_options)),
         ]
 
     def difference(self, optimizer: optax.GradientTransformation) -> str:
         """Say how far parameters are from torch's in float64, relative to them."""
-        params, grads = parameters(), gradients(steps=STEPS)
+        params = parameters(shapes=self.shapes)
+        grads = gradients(steps=STEPS, shapes=self.shapes)
         expected = run_torch(Pair(self.theirs, self.ours, self.options), params, grads)
         expected = {name: expected[name] for name in params}
         with jax.enable_x64(True):
@@ -99,69 +112,103 @@ ROWS = [
         torch.optim.SGD,
         optim.sgd,
         {"lr": 0.01, "momentum": 0.9, "nesterov": True},
-        "sgd",
-        {"learning_rate": 0.01, "momentum": 0.9, "nesterov": True},
+        nearest="sgd",
+        nearest_options={"learning_rate": 0.01, "momentum": 0.9, "nesterov": True},
     ),
     Row(
         torch.optim.SGD,
         optim.sgd,
         {"lr": 0.01, "momentum": 0.9, "dampening": 0.1},
-        "sgd",
-        {"learning_rate": 0.01, "momentum": 0.9},
+        nearest="sgd",
+        nearest_options={"learning_rate": 0.01, "momentum": 0.9},
     ),
     Row(torch.optim.ASGD, optim.asgd),
     Row(
         torch.optim.Adam,
         optim.adam,
         {},
-        "adam",
-        {"learning_rate": 1e-3},
+        nearest="adam",
+        nearest_options={"learning_rate": 1e-3},
     ),
     Row(
         torch.optim.Adam,
         optim.adam,
         {"amsgrad": True},
-        "amsgrad",
-        {"learning_rate": 1e-3},
+        nearest="amsgrad",
+        nearest_options={"learning_rate": 1e-3},
     ),
     Row(
         torch.optim.AdamW,
         optim.adamw,
         {},
-        "adamw",
-        {"learning_rate": 1e-3, "weight_decay": 1e-2},
+        nearest="adamw",
+        nearest_options={"learning_rate": 1e-3, "weight_decay": 1e-2},
     ),
     Row(
         torch.optim.Adamax,
         optim.adamax,
         {},
-        "adamax",
-        {"learning_rate": 2e-3},
+        nearest="adamax",
+        nearest_options={"learning_rate": 2e-3},
     ),
-    Row(torch.optim.NAdam, optim.nadam, {}, "nadam", {"learning_rate": 2e-3}),
-    Row(torch.optim.RAdam, optim.radam, {}, "radam", {"learning_rate": 1e-3}),
+    Row(
+        torch.optim.NAdam,
+        optim.nadam,
+        nearest="nadam",
+        nearest_options={"learning_rate": 2e-3},
+    ),
+    Row(
+        torch.optim.RAdam,
+        optim.radam,
+        nearest="radam",
+        nearest_options={"learning_rate": 1e-3},
+    ),
     Row(
         torch.optim.RMSprop,
         optim.rmsprop,
         {},
-        "rmsprop",
-        {"learning_rate": 1e-2, "decay": 0.99, "eps_in_sqrt": False},
+        nearest="rmsprop",
+        nearest_options={"learning_rate": 1e-2, "decay": 0.99, "eps_in_sqrt": False},
     ),
     Row(
         torch.optim.Adagrad,
         optim.adagrad,
         {},
-        "adagrad",
-        {"learning_rate": 1e-2, "initial_accumulator_value": 0.0, "eps": 1e-20},
+        nearest="adagrad",
+        nearest_options={
+            "learning_rate": 1e-2,
+            "initial_accumulator_value": 0.0,
+            "eps": 1e-20,
+        },
     ),
     Row(
         torch.optim.Adadelta,
         optim.adadelta,
         {},
-        "adadelta",
-        {"learning_rate": 1.0},
+        nearest="adadelta",
+        nearest_options={"learning_rate": 1.0},
     ),
-    Row(torch.optim.Rprop, optim.rprop, {}, "rprop", {"learning_rate": 1e-2}),
+    Row(
+        torch.optim.Adafactor,
+        optim.adafactor,
+        {"eps": (1e-6, 1e-3)},
+        nearest="adafactor",
+        nearest_options={"learning_rate": 1e-2, "min_dim_size_to_factor": 1},
+    ),
+    Row(
+        torch.optim.Rprop,
+        optim.rprop,
+        nearest="rprop",
+        nearest_options={"learning_rate": 1e-2},
+    ),
+    Row(
+        torch.optim.Muon,
+        optim.muon,
+        only_ours={"out_axis": 0},
+        nearest="contrib.muon",
+        nearest_options={"learning_rate": 1e-3, "weight_decay": 0.1, "eps": 1e-7},
+        shapes={"kernel": (6, 8)},
+    ),
 ]
 
 

@@ -9,6 +9,7 @@ import optax
 
 from jaxclip._core.arguments import Scalar, check_choice, check_scalar
 from jaxclip._core.dispatch import call_compiled
+from jaxclip._core.leaves import split_leaves
 from jaxclip.optim import _arguments as check
 from jaxclip.optim._arguments import Hyperparameter
 from jaxclip.optim._layout import refuse_complex
@@ -36,7 +37,7 @@ class LBFGSState(NamedTuple):
         ro: (history_size,): one over the product of each difference and its step.
         H_diag: Scalar: the first approximation of the inverse Hessian.
         prev_flat_grad: The gradient at the start of the last iteration.
-        prev_loss: Scalar: the value there; NaN if it was not given.
+        prev_loss: Scalar: the value there, as far as it was ever given.
         stored: int32 scalar: the differences that were kept so far. The last one lies
             at ``(stored - 1) % history_size``.
     """
@@ -217,20 +218,24 @@ def _init(params: optax.Params, history_size: int) -> LBFGSState:
     leaves = jax.tree.leaves(params, is_leaf=lambda node: node is None)
     for name, leaf in zip(shape.names, leaves, strict=True):
         refuse_complex("lbfgs", name, leaf)
-    zero = [jnp.zeros_like(array) for array in shape.vector(params, "parameters")]
-    history = [jnp.zeros((history_size, *x.shape), x.dtype) for x in zero]
+    arrays = shape.vector(params, "parameters")
+
+    # Arrays of its own for each: one that stands twice in a state cannot be donated.
+    def zeros(*before: int) -> Any:
+        return shape.tree([jnp.zeros((*before, *x.shape), x.dtype) for x in arrays])
+
     return LBFGSState(
         count=jnp.zeros((), jnp.int32),
         func_evals=jnp.zeros((), jnp.int32),
         n_iter=jnp.zeros((), jnp.int32),
-        d=shape.tree(zero),
+        d=zeros(),
         t=jnp.zeros((), shape.dtype),
-        old_dirs=shape.tree(history),
-        old_stps=shape.tree(history),
+        old_dirs=zeros(history_size),
+        old_stps=zeros(history_size),
         ro=jnp.zeros((history_size,), shape.dtype),
         H_diag=jnp.ones((), shape.dtype),
-        prev_flat_grad=shape.tree(zero),
-        prev_loss=jnp.full((), jnp.nan, shape.dtype),
+        prev_flat_grad=zeros(),
+        prev_loss=jnp.zeros((), shape.dtype),
         stored=jnp.zeros((), jnp.int32),
     )
 
@@ -244,6 +249,7 @@ def _update(
     value_and_grad_fn: ValueFn | None = None,
     **limits: Any,
 ) -> tuple[optax.Updates, LBFGSState]:
+    split_leaves(updates, "lbfgs")  # refuses integers, which would be taken as they are
     shape = TreeOfVector.of(state.d)
     dtype = shape.dtype
     trees = ("d", "old_dirs", "old_stps", "prev_flat_grad")
@@ -268,7 +274,7 @@ def _update(
     point, memory, evaluations = step(
         evaluate,
         start,
-        jnp.asarray(jnp.nan if value is None else value, dtype),
+        jnp.asarray(state.prev_loss if value is None else value, dtype),
         grad,
         memory,
         Settings(
