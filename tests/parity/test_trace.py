@@ -345,9 +345,13 @@ LIES = {
         {"digests": {"grads/x": {"shape": [2], "dtype": "float32"}}},
         "the digest 'grads/x' is missing, or none",
     ),
-    "no array of a digest": (
+    "a digest of another dtype": (
         {"digests": {"grads/fc.weight": {"shape": [2], "dtype": "float32"}}},
         "the digest 'grads/fc.weight' is missing, or none",
+    ),
+    "a digest of another length": (
+        {"digests": {"batch/y.0": {"shape": [2], "dtype": "float32"}}},
+        "the digest 'batch/y.0' is missing, or none",
     ),
     "huge": ({"size": "9" * 10**6}, r"size is '9{59}\.\.\., which is no int"),
 }
