@@ -577,6 +577,18 @@ def test_schedulers_are_seen_given_or_not(scheduler, given, tmp_path):
         assert held.events[-1].details["scheduler"].endswith(type(made).__name__)
 
 
+def test_making_a_scheduler_is_no_step_of_it(tmp_path):
+    def take(model, optimizer):
+        F.mse_loss(model(X), Y).backward()
+        torch.optim.lr_scheduler.StepLR(optimizer, 1)
+        optimizer.step()
+
+    run, (held,) = recorded(tmp_path, *setup(my_net), take=take)
+    kinds = [event.kind for event in held.events]
+    assert kinds == ["forward", "backward", "optimizer_step"]
+    assert run.warnings == ()
+
+
 class OwnScheduler:
     def __init__(self, optimizer):
         """Find the learning rate."""
