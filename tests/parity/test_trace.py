@@ -239,7 +239,7 @@ DAMAGE = {
     "missing line": (
         "steps.jsonl",
         lambda b: b"".join(b.splitlines(keepends=True)[::2]),
-        r"steps.jsonl', line 2 is damaged: a step before it is missing|2 are listed",
+        r"steps.jsonl', line 2 is damaged: the line before it is missing",
     ),
     "cut list": (
         "steps.jsonl",
@@ -341,6 +341,7 @@ LIES = {
     ),
     "no stage": ({"same": {"x": "grads"}}, "'x' or 'grads' is no stage of a step"),
     "no target": ({"same": {"grads": "x"}}, "'grads' or 'x' is no stage of a step"),
+    "order": ({"number": 5}, "line 2 is damaged: the line before it is missing"),
     "no digest": (
         {"digests": {"grads/x": {"shape": [2], "dtype": "float32"}}},
         "the digest 'grads/x' is missing, or none",

@@ -352,7 +352,7 @@ def _read_lines(path: Path) -> tuple[StepLine, ...]:
         if line.index != index or (
             lines and line.record.number <= lines[-1].record.number
         ):
-            raise TraceError(f"{where} is damaged: a step before it is missing.")
+            raise TraceError(f"{where} is damaged: the line before it is missing.")
         lines.append(line)
     return tuple(lines)
 
