@@ -39,6 +39,10 @@ def test_equal_arrays_have_equal_digests():
     matrix = X.reshape(100, 200)
     assert digest(matrix).distance(digest(np.asfortranarray(matrix))) == 0
     assert digest(matrix).distance(digest(matrix.T.reshape(100, 200))) > 1
+    other = matrix.copy()
+    other[3, 7] += 1
+    where = digest(matrix).block(int(digest(matrix).distances(digest(other)).argmax()))
+    assert where.start <= 607 < where.stop
 
 
 def test_the_projections_are_these():

@@ -346,6 +346,14 @@ def clips_some_of_its_parameters(loop):
     loop.step()
 
 
+def clips_another_model_as_well(loop):
+    loop.zero_grad()
+    loop.backward()
+    both = nn.ModuleList([loop.model, loop.other])
+    nn.utils.clip_grad_norm_(both.parameters(), 0.1)
+    loop.step()
+
+
 def adds_micro_batches_up(loop):
     loop.zero_grad()
     for _ in range(3):
@@ -384,7 +392,8 @@ def clamps_the_parameters(loop):
 RIGHT = [
     *(right, zeroes_at_the_end, zeroes_by_hand, zeroes_with_zeros, zeroes_the_model),
     *(clips_while_unscaled, scales_and_does_not_clip, clips_some_of_its_parameters),
-    *(adds_micro_batches_up, adds_noise, averages_by_hand, clamps_the_parameters),
+    *(clips_another_model_as_well, adds_micro_batches_up, adds_noise),
+    *(averages_by_hand, clamps_the_parameters),
 ]
 
 
@@ -428,6 +437,17 @@ def test_gradients_may_pile_up_over_steps(tmp_path):
             loop.zero_grad()
 
     assert warned(tmp_path, Loop(), every_other, steps=6) == ()
+
+
+def test_gradients_used_in_a_step_that_is_not_recorded_are_used(tmp_path):
+    loop = Loop()
+    with record(tmp_path, loop.model, loop.optimizer, every=2) as run:
+        for update in (False, True, False):
+            with run.step():
+                loop.backward()
+                if update:
+                    loop.step()
+    assert [(w.code, w.step) for w in run.warnings] == [("grads_not_zeroed", 2)]
 
 
 def test_a_frozen_parameter_needs_no_gradient(tmp_path):

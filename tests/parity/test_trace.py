@@ -239,7 +239,7 @@ DAMAGE = {
     "missing line": (
         "steps.jsonl",
         lambda b: b"".join(b.splitlines(keepends=True)[::2]),
-        r"steps.jsonl', line 2 is damaged: a step before it is missing|2 are listed",
+        r"steps.jsonl', line 2 is damaged: the line before it is missing",
     ),
     "cut list": (
         "steps.jsonl",
@@ -341,13 +341,18 @@ LIES = {
     ),
     "no stage": ({"same": {"x": "grads"}}, "'x' or 'grads' is no stage of a step"),
     "no target": ({"same": {"grads": "x"}}, "'grads' or 'x' is no stage of a step"),
+    "order": ({"number": 5}, "line 2 is damaged: the line before it is missing"),
     "no digest": (
         {"digests": {"grads/x": {"shape": [2], "dtype": "float32"}}},
         "the digest 'grads/x' is missing, or none",
     ),
-    "no array of a digest": (
+    "a digest of another dtype": (
         {"digests": {"grads/fc.weight": {"shape": [2], "dtype": "float32"}}},
         "the digest 'grads/fc.weight' is missing, or none",
+    ),
+    "a digest of another length": (
+        {"digests": {"batch/y.0": {"shape": [2], "dtype": "float32"}}},
+        "the digest 'batch/y.0' is missing, or none",
     ),
     "huge": ({"size": "9" * 10**6}, r"size is '9{59}\.\.\., which is no int"),
 }

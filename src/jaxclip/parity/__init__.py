@@ -12,8 +12,6 @@ from jaxclip.parity._record import record as record
 from jaxclip.parity._trace._digest import Digest as Digest
 from jaxclip.parity._trace._digest import digest as digest
 from jaxclip.parity._trace._json import TraceError as TraceError
-from jaxclip.parity._trace._reader import Activation as Activation
-from jaxclip.parity._trace._reader import Step as Step
 from jaxclip.parity._trace._reader import Trace as Trace
 from jaxclip.parity._trace._reader import open_trace as open_trace
 from jaxclip.parity._trace._records import STAGES as STAGES
@@ -21,3 +19,5 @@ from jaxclip.parity._trace._records import Event as Event
 from jaxclip.parity._trace._records import LoopWarning as LoopWarning
 from jaxclip.parity._trace._records import ModuleRecord as ModuleRecord
 from jaxclip.parity._trace._records import Run as Run
+from jaxclip.parity._trace._step import Activation as Activation
+from jaxclip.parity._trace._step import Step as Step

@@ -166,9 +166,8 @@ class RecordedStep:
         """Look at the gradients before and after a clip."""
         self.settle_gradients()
         owned = {id(p) for _, _, p in self._names.of_optimizer()}
-        with_grad = [p for p in parameters if p.grad is not None] or parameters
-        own = [self._names.of(p) for p in with_grad if id(p) in owned]
-        others = [self._names.of(p) for p in with_grad if id(p) not in owned]
+        own = [self._names.of(p) for p in parameters if id(p) in owned]
+        others = [self._names.of(p) for p in parameters if id(p) not in owned]
 
         def told(total_norm: Tensor | None) -> None:
             if total_norm is not None:

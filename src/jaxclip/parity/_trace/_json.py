@@ -1,6 +1,7 @@
 """JSON that carries its own checksum, read into dataclasses by their type hints."""
 
 import dataclasses
+import functools
 import hashlib
 import json
 import math
@@ -115,6 +116,9 @@ def _loose(value: Any) -> Any:
             return value
 
 
+_hints = functools.cache(typing.get_type_hints)
+
+
 def structured(kind: Any, value: Any, where: str) -> Any:
     """Make a dataclass, or what its hints name, of what JSON says.
 
@@ -152,7 +156,7 @@ def structured(kind: Any, value: Any, where: str) -> Any:
         and dataclasses.is_dataclass(kind)
         and isinstance(value, dict)
     ):
-        hints = typing.get_type_hints(kind)
+        hints = _hints(kind)
         if value.keys() != hints.keys():
             wrong = min(value.keys() ^ hints.keys())
             what = "lacks" if wrong in hints else "has an unknown"

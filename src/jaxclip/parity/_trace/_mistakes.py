@@ -61,7 +61,7 @@ class Mistakes:
         if not event.details["finite"]:
             values = _listed(event.details["values"]) or "not finite"
             self._found("loss_not_finite", f"The loss is {values}.")
-        if self.spent and event.details["stale"]:
+        if event.details["stale"]:
             self._found(
                 "grads_not_zeroed",
                 "backward() adds to gradients that the step before has used already, "
