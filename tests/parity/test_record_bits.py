@@ -6,6 +6,7 @@ import pytest
 import torch
 from torch import nn
 from torch.nn import functional as F
+from torch.optim.optimizer import _global_optimizer_pre_hooks
 
 from jaxclip.parity import open_trace, record
 from tests.parity.loops import Net, X, Y, equal, setup, step
@@ -130,6 +131,7 @@ def test_everything_is_put_back_whatever_happens(failing, tmp_path):
     def hooks():
         found = [optimizer._optimizer_step_pre_hooks]
         found += [optimizer._optimizer_step_post_hooks]
+        found += [_global_optimizer_pre_hooks]
         for module in model.modules():
             found += [module._forward_hooks, module._forward_pre_hooks]
         return [*map(len, found)]

@@ -131,6 +131,7 @@ def test_two_optimizers_are_recorded_at_once(tmp_path):
         with first.step(), second.step():
             step(*one)
             step(*two)
+    assert first.warnings == second.warnings == ()
     for name in ("one", "two"):
         kinds = [event.kind for event in open_trace(tmp_path / name)[0].events]
         assert kinds.count("optimizer_step") == 1

@@ -14,6 +14,7 @@ from typing import Any, Self
 
 import torch
 from torch import Tensor, nn
+from torch.optim.optimizer import register_optimizer_step_pre_hook
 
 from jaxclip.parity._torch._describe import Names, describe
 from jaxclip.parity._torch._step import RecordedStep
@@ -103,6 +104,7 @@ class Recording:
             optimizer = self._optimizer
             before = optimizer.register_step_pre_hook(self._before_optimizer)
             stack.callback(before.remove)
+            stack.callback(register_optimizer_step_pre_hook(self._before_any).remove)
             after = optimizer.register_step_post_hook(self._after_optimizer)
             stack.callback(after.remove)
             self._stack = stack.pop_all()
@@ -161,6 +163,12 @@ class Recording:
         return any(fnmatchcase(path, pattern) for pattern in self._patterns)
 
     # What the loop calls, if it calls it for this optimizer in a recorded step
+
+    def _before_any(
+        self, optimizer: torch.optim.Optimizer, args: Any, kwargs: dict[str, Any]
+    ) -> None:
+        if self._step is not None and optimizer is not self._optimizer:
+            self._step.step_of_other(optimizer)
 
     def _before_optimizer(
         self, optimizer: torch.optim.Optimizer, args: Any, kwargs: dict[str, Any]

@@ -74,6 +74,8 @@ class RecordedStep:
         # The losses as they were before a scaler, by the scaled ones.
         self._unscaled: MutableMapping[Tensor, Tensor] = WeakTensorKeyDictionary()
         self._losses: list[Array] = []
+        # Each with the identities of what it clipped.
+        self._clips_of_others: list[tuple[Event, set[int]]] = []
         self._stages: dict[str, Arrays] = {}
         # Copies of the gradients, up to date as of the last event; none before any.
         self._gradients: Arrays = {}
@@ -102,7 +104,7 @@ class RecordedStep:
         """Copy the losses before, and the gradients after."""
         roots = [tensors] if isinstance(tensors, Tensor) else [*tensors]
         losses = [copied(self._unscaled.get(root, root)) for root in roots]
-        stale = self._stale() if self._mistakes.spent else ()
+        left = self._left()
         self.forward.paused = True
         try:
             yield
@@ -114,7 +116,7 @@ class RecordedStep:
                 {
                     "values": [x.item() for x in losses if x.size == 1],
                     "finite": all(np.isfinite(x).all() for x in losses),
-                    "stale": stale,
+                    "left": left,
                 },
             )
         )
@@ -124,10 +126,12 @@ class RecordedStep:
             self._gradients = {name: copied(grad) for name, grad in live.items()}
             self._keep_stage("grads", lambda: self._gradients)
 
-    def _stale(self) -> tuple[str, ...]:
-        """Name gradients that were used, or made by hand, and are still there."""
+    def _left(self) -> tuple[str, ...]:
+        """Name gradients that are there already, but for those made by hand."""
         grads = gradients(self._names)
         left = {name: grad for name, grad in grads.items() if viewed(grad).any()}
+        if not self._mistakes.spent:
+            return tuple(left)
         zeros = {name: np.zeros_like(viewed(grad)) for name, grad in left.items()}
         _, changed, how = renewed(zeros, left, self._names.parameters)
         if how is None or how.how != "decayed":
@@ -173,10 +177,22 @@ class RecordedStep:
             if total_norm is not None:
                 details["total_norm"] = total_norm.item()
                 self._keep_stage("total_norm", lambda: {"": copied(total_norm)})
-            self._happened(Event(kind, {**details, "own": own, "others": others}))
+            event = Event(kind, {**details, "own": own, "others": others})
+            if not own:
+                self._clips_of_others.append((event, {*map(id, parameters)}))
+            self._happened(event)
             self.settle_gradients(by_hand=False)
 
         yield told
+
+    def step_of_other(self, optimizer: torch.optim.Optimizer) -> None:
+        """Note which clips were of another optimizer's parameters."""
+        its = {id(p) for group in optimizer.param_groups for p in group["params"]}
+        self._clips_of_others = [
+            (event, clipped)
+            for event, clipped in self._clips_of_others
+            if clipped.isdisjoint(its)
+        ]
 
     def zero_grad(self, owner: object) -> None:
         """Note that the gradients were zeroed."""
@@ -243,6 +259,8 @@ class RecordedStep:
     def finish(self) -> tuple[StepRecord, dict[str, Arrays]]:
         """Copy what there is after the step, and return all of it."""
         self._settle_parameters()
+        for event, _ in self._clips_of_others:
+            self._mistakes.see_clip_of_others(event)
         if self.optimizer_steps == 0:
             self._copy_results()
         self._keep_stage("buffers_after", lambda: buffer_arrays(self._model))

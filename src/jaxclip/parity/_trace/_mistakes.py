@@ -1,6 +1,6 @@
 """The mistakes of a training loop, as the order of its events shows them."""
 
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
 
 from jaxclip.parity._trace._records import Event, LoopWarning
 
@@ -20,6 +20,8 @@ class Mistakes:
         self.spent = True
         self._number = 0
         self._stepped = self._scaled = self._scheduled_first = False
+        # Gradients that were used already when a backward pass added to them.
+        self._stale: Sequence[str] = ()
         # Parameters that had no gradient in any of the optimizer's steps.
         self._never: list[str] | None = None
 
@@ -61,13 +63,11 @@ class Mistakes:
         if not event.details["finite"]:
             values = _listed(event.details["values"]) or "not finite"
             self._found("loss_not_finite", f"The loss is {values}.")
-        if event.details["stale"]:
-            self._found(
-                "grads_not_zeroed",
-                "backward() adds to gradients that the step before has used already, "
-                f"of {_listed(event.details['stale'])}: call optimizer.zero_grad() "
-                "before it.",
-            )
+        # Only a step shows whether the sum is used: the backward pass of another
+        # model's loss may go through this one, whose gradients are zeroed later.
+        left = event.details["left"]
+        if self.spent or not left:
+            self._stale = left
         self.spent = False
 
     def _see_clip_grad_norm(self, event: Event) -> None:
@@ -78,14 +78,9 @@ class Mistakes:
 
     def _see_clip(self, event: Event) -> None:
         name = f"{event.kind}_"
-        if event.details["others"] and not event.details["own"]:
-            self._found(
-                "clip_of_other_parameters",
-                f"{name} clips {_listed(event.details['others'])}, and not one "
-                "parameter that the optimizer updates: pass the parameters of the "
-                "model that is trained.",
-            )
-        elif self.spent and self._stepped:
+        if not event.details["own"]:
+            return  # which is nothing to this optimizer
+        if self.spent and self._stepped:
             self._found(
                 "clip_after_step",
                 f"{name} comes after optimizer.step(), which has used the gradients "
@@ -104,6 +99,15 @@ class Mistakes:
                 "threshold means something else in each step: call "
                 "scaler.unscale_(optimizer) before it.",
             )
+
+    def see_clip_of_others(self, event: Event) -> None:
+        """Take a clip into account of parameters that no optimizer updated."""
+        self._found(
+            "clip_of_other_parameters",
+            f"{event.kind}_ clips {_listed(event.details['others'])}, and not one "
+            "parameter that the optimizer updates: pass the parameters of the model "
+            "that is trained.",
+        )
 
     def _see_grads_changed(self, event: Event) -> None:
         if event.details["how"] == "decayed" and event.details["weight_decay"]:
@@ -139,6 +143,12 @@ class Mistakes:
                 "step_without_backward",
                 "optimizer.step() comes without a backward() before it: the gradients "
                 "are those of the step before, or none.",
+            )
+        if self._stale:
+            self._found(
+                "grads_not_zeroed",
+                "backward() added to gradients that the step before has used already, "
+                f"of {_listed(self._stale)}: call optimizer.zero_grad() before it.",
             )
         if self._scheduled_first:
             self._found(
