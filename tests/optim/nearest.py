@@ -193,7 +193,11 @@ ROWS = [
         optim.adafactor,
         {"eps": (1e-6, 1e-3)},
         nearest="adafactor",
-        nearest_options={"learning_rate": 1e-2, "min_dim_size_to_factor": 1},
+        nearest_options={
+            "learning_rate": 1e-2,
+            "min_dim_size_to_factor": 1,
+            "eps": 1e-12,
+        },
     ),
     Row(
         torch.optim.Rprop,

@@ -5,31 +5,35 @@ from typing import Any
 
 import jax
 import jax.numpy as jnp
+import numpy as np
 
 
 def bias_correction(beta: Any, step: jax.Array) -> jax.Array:
     r"""Return :math:`1 - \beta^t` to rounding.
 
     Its plain form loses what it subtracts: for a β of 0.999, four digits at the first
-    step. Here it is :math:`-\mathrm{expm1}(t \log \beta)`, and for a β that is a
-    Python number the logarithm has the digits of float64, in two parts.
+    step. A β that is a Python number has tables, made in float64, of
+    :math:`1 - \beta^{256^k d}` for each digit d of t. They are put together by
+    :math:`1 - xy = (1 - x) + (1 - y)\,x`, in which nothing is subtracted from what it
+    is almost equal to.
 
     Args:
         beta: In [0, 1).
-        step: t, at least 1.
+        step: t, whole and at least 1, below 2^31.
     """
     if isinstance(beta, jax.Array):
         # Exact but for the rounding that beta came with: beta - 1 has no error.
         return -jnp.expm1(step * jnp.log1p(beta - 1))
     if beta == 0:
         return jnp.ones_like(step)
-    logarithm = math.log(beta)
-    # Few enough digits that their product with a step below 2^12 is exact in float32,
-    # and rounded up, so that the rest is negative and grows to no infinity.
-    mantissa, exponent = math.frexp(logarithm)
-    high = math.ldexp(math.ceil(mantissa * 2**12), exponent - 12)
-    power = step * high
-    return -jnp.expm1(power) - jnp.exp(power) * jnp.expm1(step * (logarithm - high))
+    whole = step.astype(jnp.int32)
+    rest = jnp.zeros_like(step)
+    for place in range(0, 31, 8):
+        exponents = 2.0**place * np.arange(256)
+        table = jnp.asarray(-np.expm1(exponents * math.log(beta)), step.dtype)
+        digit = table[(whole >> place) & 255]
+        rest = rest + digit * (1 - rest)
+    return rest
 
 
 def lerp(start: jax.Array, end: jax.Array, weight: Any) -> jax.Array:
