@@ -70,9 +70,12 @@ MAY_IMPORT = {
         "flax",
         "jax",
         "numpy",
+        "optax",
         "parity._torch (lazily)",
+        "rich (lazily)",
         "root",
     },
+    "parity.pytest_plugin": {"parity", "pytest"},
     "parity._torch": {"_arrays", "jax", "numpy", "parity", "root", "torch"},
     "demo": {
         "_files",

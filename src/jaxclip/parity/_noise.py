@@ -202,7 +202,7 @@ def assert_trees_close(
     for name, value in {"rtol": rtol, "atol": atol}.items():
         if not 0 <= value < math.inf:
             raise ValueError(f"{name}={value} is no tolerance: give 0 or more, finite")
-    rule = functools.partial(_tolerance, rtol=rtol, atol=atol, equal_nan=equal_nan)
+    rule = functools.partial(tolerance, rtol=rtol, atol=atol, equal_nan=equal_nan)
     compare({"expected": expected, "actual": actual}, rule).raise_if_different()
 
 
@@ -223,12 +223,13 @@ def _bitwise(leaf: Leaf, *, equal_nan: bool) -> TensorComparison:
     return leaf.judged(True, "equal to the bit", ratio=0.0)
 
 
-def _tolerance(
+def tolerance(
     leaf: Leaf, *, rtol: float, atol: float, equal_nan: bool
 ) -> TensorComparison:
+    """Judge the first two sides of a leaf by a tolerance."""
     if problem := leaf.conflict("dtype", lambda array: array.dtype):
         return leaf.refused(problem)
-    rounded, problem = _rounded(leaf, equal_nan)
+    rounded, problem = rounded_elements(leaf, equal_nan)
     if problem:
         return leaf.judged(False, problem, ratio=math.inf)
     expected, actual = leaf.arrays
@@ -236,12 +237,12 @@ def _tolerance(
     allowed = atol + rtol * np.where(rounded, np.abs(widened(expected)), 0.0)
     ratios = np.where(absolute == 0, 0.0, absolute / allowed)
     ratio = float(np.max(ratios, initial=0.0))
-    tolerance = f"rtol={rtol:g}, atol={atol:g}"
+    limits = f"rtol={rtol:g}, atol={atol:g}"
     wrong = absolute > allowed
     if wrong.any():
-        how = f"differ by more than {tolerance}, {ratio:.3g} times at worst"
+        how = f"differ by more than {limits}, {ratio:.3g} times at worst"
         return leaf.judged(False, leaf.mismatch(wrong, how), ratio=ratio)
-    return leaf.judged(True, f"within {tolerance}", ratio=ratio)
+    return leaf.judged(True, f"within {limits}", ratio=ratio)
 
 
 @dataclasses.dataclass(frozen=True)
@@ -259,9 +260,9 @@ class _Noise:
                 raise ValueError(f"{name}={value} must be more than 0, and finite")
 
     def __call__(self, leaf: Leaf) -> TensorComparison:
-        if problem := _noise_dtypes(*leaf.arrays):
+        if problem := noise_dtypes(*leaf.arrays):
             return leaf.refused(problem)
-        rounded, problem = _rounded(leaf, self.equal_nan)
+        rounded, problem = rounded_elements(leaf, self.equal_nan)
         if problem:
             return leaf.judged(False, problem, ratio=math.inf)
         if not rounded.any():
@@ -276,15 +277,15 @@ class _Noise:
         tiny = max(float(finfo.smallest_subnormal), float(np.finfo(np.float32).tiny))
         ulps = float(finfo.eps) * np.abs(j64) + tiny
         errors = t32 - j64, j32 - j64, self.floor_ulps * ulps
-        reference_error, candidate_error, floor = map(_l2, errors)
+        reference_error, candidate_error, floor = map(l2, errors)
         allowed = self.factor * max(candidate_error, floor)
         ratio, candidate_ratio = _ratios(reference_error, candidate_error, floor)
-        peak_ratio, candidate_peak_ratio = _ratios(*map(_peak, errors))
+        peak_ratio, candidate_peak_ratio = _ratios(*map(peak, errors))
         candidate_ratio = max(candidate_ratio, candidate_peak_ratio)
 
         # Would zeros pass for the reference, although it is not zero that is right?
-        scale = _l2(j64)
-        vanishes = scale <= float(finfo.eps) * _l2(j32)
+        scale = l2(j64)
+        vanishes = scale <= float(finfo.eps) * l2(j32)
         drowned = allowed >= scale and candidate_error > floor and not vanishes
         if drowned:
             verdict = "noise leaves nothing to compare, or exact had another input"
@@ -318,7 +319,7 @@ def _ratios(
     )
 
 
-def _noise_dtypes(reference: Array, candidate: Array, exact: Array) -> str:
+def noise_dtypes(reference: Array, candidate: Array, exact: Array) -> str:
     """Say what is wrong with the dtypes, or nothing."""
     given = f"{candidate.dtype} in candidate, {exact.dtype} in exact"
     if reference.dtype != candidate.dtype:
@@ -335,7 +336,7 @@ def _noise_dtypes(reference: Array, candidate: Array, exact: Array) -> str:
     return ""
 
 
-def _rounded(leaf: Leaf, equal_nan: bool) -> tuple[NDArray[np.bool_], str]:
+def rounded_elements(leaf: Leaf, equal_nan: bool) -> tuple[NDArray[np.bool_], str]:
     """Tell which elements rounding excuses, and what is wrong with the others."""
     first, *others = arrays = leaf.arrays
     nan = np.logical_and.reduce([array != array for array in arrays])
@@ -360,10 +361,12 @@ def _rounds(dtype: np.dtype[Any]) -> bool:
     return bool(jnp.issubdtype(dtype, np.inexact))
 
 
-def _l2(values: Array) -> float:
-    peak = _peak(values)  # divided by it, no square overflows
-    return peak * math.sqrt(np.sum(np.square(values / peak))) if peak else 0.0
+def l2(values: Array) -> float:
+    """Return the L2 norm of an array that has an element."""
+    most = peak(values)  # divided by it, no square overflows
+    return most * math.sqrt(np.sum(np.square(values / most))) if most else 0.0
 
 
-def _peak(values: Array) -> float:
+def peak(values: Array) -> float:
+    """Return the greatest magnitude in an array that has an element."""
     return float(np.max(np.abs(values)))

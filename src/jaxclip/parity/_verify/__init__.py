@@ -1,0 +1,1 @@
+"""Verifying a port of training against the recording of a run."""

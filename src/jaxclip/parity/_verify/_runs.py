@@ -1,0 +1,185 @@
+"""The port's computations, in the recorded dtype and in float64."""
+
+import contextlib
+from collections.abc import Iterable, Iterator, Mapping
+from dataclasses import dataclass
+from typing import Any, NamedTuple
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import optax
+
+from jaxclip.parity._verify._models import Model
+from jaxclip.parity._verify._port import Port
+from jaxclip.parity._verify._samples import is_float
+
+Array = np.ndarray[Any, Any]
+
+
+@dataclass(frozen=True)
+class Precision:
+    """In which dtype the port computes, and with which inputs.
+
+    Attributes:
+        wide: Whether in float64. Otherwise in the recorded dtype; in float32 where
+            that is float64, so that there is noise to be measured.
+        draw: 0 for what the port is given as it is. Otherwise every float but those of
+            the batch is changed by an ulp up or down, by lot: which draw of it this is.
+    """
+
+    wide: bool
+    draw: int = 0
+
+    @contextlib.contextmanager
+    def active(self) -> Iterator[None]:
+        """Compute with 64 bits or without."""
+        with jax.enable_x64(self.wide):
+            yield
+
+    def cast(self, array: Array) -> Array:
+        """Return an input as this run has it."""
+        if not is_float(array):
+            return array
+        if self.wide:
+            return array.astype(np.float64)
+        if array.dtype == np.float64:
+            array = array.astype(np.float32)
+        return _nudged(array, self.draw) if self.draw else array
+
+
+def _nudged(array: Array, draw: int) -> Array:
+    """Change each element by about an ulp; zeros stay, as masks and paddings are."""
+    rng = np.random.default_rng((draw, array.size))
+    eps = float(jnp.finfo(array.dtype).eps)
+    signs = rng.choice([-eps, eps], size=array.shape)
+    nudged: Array = (array.astype(np.float64) * (1 + signs)).astype(array.dtype)
+    return nudged
+
+
+class Forward(NamedTuple):
+    """What the loss function gave, and the gradients.
+
+    Attributes:
+        loss: The loss.
+        outputs: What it returned beside, or None.
+        grads: The gradients, in a tree like the parameters.
+        rest: What is no parameter, as it was left.
+        calls: What the modules returned.
+    """
+
+    loss: Any
+    outputs: Any
+    grads: Any
+    rest: Any
+    calls: Any
+
+
+class Runs:
+    """The parts of a port's training step, each compiled once for a dtype.
+
+    Args:
+        model: The port's model.
+        port: What the user says of it.
+    """
+
+    def __init__(self, model: Model, port: Port) -> None:
+        """Compile nothing yet."""
+        self._model, self._port = model, port
+        clip = optax.identity() if port.clip is None else port.clip
+        self.fresh_clip = jax.jit(clip.init)
+        self.fresh_optimizer = jax.jit(port.optimizer.init)
+        self._forward = jax.jit(self._loss_and_grads, static_argnames="wide")
+        self._clip = jax.jit(clip.update)
+        self._optimize = jax.jit(self._step)
+
+    def forward(
+        self, variables: Any, batch: Mapping[str, Any], precision: Precision
+    ) -> Forward:
+        """Call the loss function, and differentiate it.
+
+        Raises:
+            TypeError: If the loss is none, or is not in float64 where all is.
+        """
+        params, rest = self._model.split(variables)
+        wide = precision.wide
+        found: Forward = self._forward(params, rest, dict(batch), wide=wide)
+        if wide and found.loss.dtype != np.float64:
+            raise TypeError(
+                f"loss_fn returned {found.loss.dtype} where the parameters and the "
+                "batch are float64, so that the rounding noise cannot be measured. "
+                "Let it compute in their dtype: a dtype=, an astype or an array of "
+                "another dtype in it holds it back."
+            )
+        return found
+
+    def clipped(self, grads: Any, state: Any, params: Any) -> tuple[Any, Any]:
+        """Return the clipped gradients and the state of the clip."""
+        made: tuple[Any, Any] = self._clip(grads, state, params)
+        return made
+
+    def optimized(self, grads: Any, state: Any, params: Any) -> tuple[Any, Any]:
+        """Return the parameters after the optimizer's step, and its state."""
+        made: tuple[Any, Any] = self._optimize(grads, state, params)
+        return made
+
+    def _loss_and_grads(
+        self, params: Any, rest: Any, batch: Any, *, wide: bool
+    ) -> Forward:
+        def loss(params: Any) -> Any:
+            called = self._model.call(
+                self._port.loss_fn, params, rest, batch, wide=wide
+            )
+            value, outputs = _parts(called.value)
+            return value, (outputs, called.rest, called.calls)
+
+        (value, (outputs, after, calls)), grads = jax.value_and_grad(
+            loss, has_aux=True
+        )(params)
+        return Forward(value, outputs, grads, after, calls)
+
+    def _step(self, grads: Any, state: Any, params: Any) -> tuple[Any, Any]:
+        updates, state = self._port.optimizer.update(grads, state, params)
+        return optax.apply_updates(params, updates), state
+
+
+def _parts(value: Any) -> tuple[Any, Any]:
+    """Split what the loss function returned."""
+    loss, outputs = (
+        value if isinstance(value, tuple) and len(value) == 2 else (value, None)
+    )
+    if jnp.shape(loss) != () or not jnp.issubdtype(jnp.result_type(loss), jnp.floating):
+        raise TypeError(
+            f"loss_fn returned a {type(value).__name__} of shapes "
+            f"{jax.tree.map(jnp.shape, value)}; expected the loss, a real scalar, or "
+            "(loss, outputs)."
+        )
+    return loss, outputs
+
+
+def nested_batch(batch: Iterable[tuple[str, Array]]) -> dict[str, Any]:
+    """Put a recorded batch back in the nesting that the loop gave.
+
+    ``x.0`` and ``x.1`` are a tuple of two under ``x``; other parts are keys of dicts.
+
+    Example:
+        >>> nested_batch([("x.0", 1), ("x.1.b", 2), ("y", 3)])
+        {'x': (1, {'b': 2}), 'y': 3}
+    """
+    tree: dict[str, Any] = {}
+    for name, array in batch:
+        *outer, last = name.split(".")
+        within = tree
+        for part in outer:
+            within = within.setdefault(part, {})
+        within[last] = array
+    return {name: _folded(value) for name, value in tree.items()}
+
+
+def _folded(value: Any) -> Any:
+    if not isinstance(value, dict):
+        return value
+    inner = {key: _folded(item) for key, item in value.items()}
+    if [*inner] == [*map(str, range(len(inner)))]:
+        return (*inner.values(),)
+    return inner

@@ -1,0 +1,175 @@
+"""A recorded step as the port computes it, from torch's own state, part by part.
+
+Each part is given what torch had there: the loss function torch's weights, the clip
+torch's gradients, the optimizer torch's clipped gradients. So a fault is seen where it
+is, and hides no other.
+"""
+
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+
+from jaxclip import ClipState
+from jaxclip.convert import ConversionError
+from jaxclip.parity._trace._step import Step
+from jaxclip.parity._verify._alignment import Alignment, Place
+from jaxclip.parity._verify._models import Model
+from jaxclip.parity._verify._runs import Precision, Runs, nested_batch
+
+Array = np.ndarray[Any, Any]
+Arrays = Mapping[str, Array]
+
+
+@dataclass
+class Side:
+    """A step as the port computes it in one precision: all by torch's names.
+
+    Attributes:
+        weights: The weights, as they came out of the port again.
+        activations: What modules returned.
+        unseen: Why the modules that are missing there are.
+        outputs: What the loss function returned beside the loss; None if nothing.
+        loss: The loss.
+        grads: The gradients.
+        buffers: What is no parameter, after the step.
+        total_norm: The norm that the clip took; None if none says so.
+        clipped: torch's gradients as the port clips them; None if that is in a chain.
+        update: By how much the optimizer changed the parameters.
+        params: The parameters after the step.
+        kept: The optimizer's state after the step, by ``"name/key"``.
+        problems: Why the optimizer's state could not be had.
+    """
+
+    weights: Arrays
+    activations: Mapping[Place, Array]
+    unseen: Mapping[str, str]
+    outputs: Arrays | None
+    loss: Array
+    grads: Arrays
+    buffers: Arrays
+    total_norm: Array | None = None
+    clipped: Arrays | None = None
+    update: Arrays = field(default_factory=dict)
+    params: Arrays = field(default_factory=dict)
+    kept: Arrays = field(default_factory=dict)
+    problems: tuple[str, ...] = ()
+
+
+@dataclass(frozen=True)
+class Bench:
+    """What it takes to compute a recorded step.
+
+    Attributes:
+        model: The port's model.
+        alignment: Which array is which.
+        runs: The compiled parts of the step.
+        clips: Whether the port's clip is given apart.
+    """
+
+    model: Model
+    alignment: Alignment
+    runs: Runs
+    clips: bool
+
+    def side(self, step: Step, precision: Precision) -> Side:
+        """Compute a step in one precision."""
+        with precision.active():
+            return self._side(step, precision)
+
+    def start(self, step: Step, precision: Precision) -> tuple[Any, Any, Any]:
+        """Return the variables and the states that the recording has at a step.
+
+        Raises:
+            ConversionError: If the optimizer's state does not fit.
+        """
+        cast = precision.cast
+        variables = self.alignment.variables(step, cast)
+        params, _ = self.model.split(variables)
+        opt_state = self.alignment.opt_state(
+            step.opt_state,
+            self.runs.fresh_optimizer(params),
+            params,
+            steps_taken(step),
+            cast,
+        )
+        return variables, self.runs.fresh_clip(params), opt_state
+
+    def batch(self, step: Step, precision: Precision) -> dict[str, Any]:
+        """Return the batch of a step.
+
+        Its numbers are never changed: some stand for something, as a mask's 1 does.
+        """
+        cast = {
+            name: Precision(precision.wide).cast(array)
+            for name, array in step.batch.items()
+        }
+        batch: dict[str, Any] = jax.tree.map(jnp.asarray, nested_batch(cast.items()))
+        return batch
+
+    def _side(self, step: Step, precision: Precision) -> Side:
+        own, cast = self.alignment, precision.cast
+        variables = own.variables(step, cast)
+        params, rest = self.model.split(variables)
+        found = self.runs.forward(variables, self.batch(step, precision), precision)
+        order = [Place(a.module, a.call, a.output) for a in step.activations]
+        activations, unseen = own.activations(found.calls, order)
+        side = Side(
+            weights={**own.params(params), **own.buffers(rest)},
+            activations=activations,
+            unseen=unseen,
+            outputs=None if found.outputs is None else own.outputs(found.outputs),
+            loss=np.asarray(found.loss),
+            grads=own.params(found.grads),
+            buffers=own.buffers(found.rest),
+        )
+        if stepped(step):
+            self._optimize(side, step, params, found.grads, precision)
+        return side
+
+    def _optimize(
+        self, side: Side, step: Step, params: Any, grads: Any, precision: Precision
+    ) -> None:
+        own, cast = self.alignment, precision.cast
+        grads = own.replaced(grads, step.grads, cast)
+        clip_state = self.runs.fresh_clip(params)
+        if self.clips:
+            grads, clip_state = self.runs.clipped(grads, clip_state, params)
+            side.clipped = own.params(grads)
+            side.total_norm = _norm_in(clip_state)
+            grads = own.replaced(grads, step.final_grads, cast)
+        try:
+            _, _, opt_state = self.start(step, precision)
+        except ConversionError as error:
+            side.problems = tuple(error.problems)
+            return
+        after, opt_state = self.runs.optimized(grads, opt_state, params)
+        if not self.clips:
+            side.total_norm = _norm_in(opt_state)
+        before, side.params = own.params(params), own.params(after)
+        side.update = {
+            name: array - before[name] for name, array in side.params.items()
+        }
+        side.kept = own.kept(opt_state)
+
+
+def stepped(step: Step) -> bool:
+    """Say whether torch's optimizer took a step, and what it left is recorded."""
+    took = any(event.kind == "optimizer_step" for event in step.events)
+    return took and bool(step.params_after and step.grads)
+
+
+def steps_taken(step: Step) -> int:
+    """Return how many steps the optimizer had taken before a recorded one."""
+    counts = [int(own["step"]) for own in step.opt_state.values() if "step" in own]
+    return max(counts, default=step.number)
+
+
+def _norm_in(state: Any) -> Array | None:
+    """Return the norm that a clip of jaxclip's took, if there is one such clip."""
+    parts = jax.tree.leaves(state, is_leaf=lambda part: isinstance(part, ClipState))
+    norms = [part.total_norm for part in parts if isinstance(part, ClipState)]
+    return np.asarray(norms[0]) if len(norms) == 1 else None

@@ -1,0 +1,244 @@
+"""The stages of a recorded step, each held against the port's."""
+
+from collections.abc import Iterator, Mapping
+from typing import Any
+
+import numpy as np
+
+from jaxclip.parity._comparison import Leaf
+from jaxclip.parity._verify._alignment import Place
+from jaxclip.parity._verify._assembly import DIGESTED, Assembly
+from jaxclip.parity._verify._norms import explained, inaccuracy
+from jaxclip.parity._verify._results import (
+    NotCompared,
+    StageResult,
+    refused,
+)
+from jaxclip.parity._verify._sides import stepped
+
+Array = np.ndarray[Any, Any]
+Arrays = Mapping[Any, Array]
+
+_SKIPPED = "torch's optimizer took no step, or what it left was not recorded"
+_NO_STEP = "the optimizer's state does not fit"
+_NO_OUTPUT = "loss_fn returns no such output"
+
+
+class Comparing(Assembly):
+    """A step on all sides, and the comparison of its stages."""
+
+    def stages(self) -> Iterator[StageResult]:
+        """Compare stage after stage."""
+        yield self._weights()
+        yield self._activations()
+        yield self._output()
+        yield self._loss()
+        yield self._gradients()
+        if not stepped(self.step):
+            skipped = ("total norm", "clipped gradients", "update", "optimizer state")
+            for stage in (*skipped, "parameters after"):
+                yield self.stage(stage, (), [NotCompared("", _SKIPPED)])
+        else:
+            yield self._total_norm()
+            yield self._clipped()
+            yield self._update()
+            yield self._optimizer_state()
+            yield self.by_name(
+                "parameters after",
+                self.step.params_after,
+                lambda side: side.params,
+                self._without_step(),
+            )
+        yield self.by_name(
+            "buffers after", self.step.buffers_after, lambda side: side.buffers
+        )
+
+    def _weights(self) -> StageResult:
+        untied = [
+            f"{' and '.join(map(repr, names))} are one parameter in torch, and "
+            f"{len(names)} in the port"
+            for names in self.alignment.untied
+        ]
+        recorded = {**self.step.params, **self.step.buffers}
+        return self.by_name("weights", recorded, lambda side: side.weights, {}, untied)
+
+    def _activations(self) -> StageResult:
+        tensors, left = [], dict(self.wide.unseen)
+        for activation in self.step.activations:
+            place = Place(activation.module, activation.call, activation.output)
+            if activation.module in left:
+                continue
+            if activation.digest is not None:
+                left[str(place)] = DIGESTED
+                continue
+            if place not in self.wide.activations:
+                left[str(place)] = "the port's module returns no such array"
+                continue
+            tensors.append(
+                self.judged(
+                    *("activations", str(place), activation.module, activation.array),
+                    [side.activations[place] for side in self.narrow],
+                    self.wide.activations[place],
+                )
+            )
+        if not self.step.activations:
+            left[""] = self.absent("activations")
+        types = {call.module: call.type for call in self.step.activations}
+        return self.stage(
+            "activations",
+            tensors,
+            [
+                NotCompared(f"{name} ({types[name]})" if name in types else name, why)
+                for name, why in left.items()
+            ],
+        )
+
+    def _output(self) -> StageResult:
+        if len(self.step.outputs) != 1:
+            times = len(self.step.outputs)
+            why = (
+                f"the model was called {times} times"
+                if times
+                else self.absent("output")
+            )
+            return self.stage("output", (), [NotCompared("", why)])
+        if self.wide.outputs is None:
+            why = "loss_fn returns the loss alone: let it return (loss, outputs)"
+            return self.stage("output", (), [NotCompared("", why)])
+        [recorded] = self.step.outputs
+        # A port may return a part, but not something else.
+        own = self.wide.outputs
+        reasons = {name: _NO_OUTPUT for name in recorded if name not in own}
+        return self.by_name(
+            "output",
+            recorded,
+            lambda side: side.outputs or {},
+            reasons if {*own} & {*recorded} else {},
+        )
+
+    def _loss(self) -> StageResult:
+        if not self.step.loss:
+            return self.stage("loss", (), [NotCompared("", self.absent("loss"))])
+        [first, *others] = self.step.loss
+        # backward adds up gradients: they are those of the sum.
+        loss = sum((o.astype(np.float64) for o in others), first.astype(np.float64))
+        recorded = {"loss": np.asarray(loss, first.dtype) if others else first}
+        return self.by_name("loss", recorded, lambda side: {"loss": side.loss})
+
+    def _gradients(self) -> StageResult:
+        return self.by_name(
+            "gradients",
+            self._with_absent("gradients", self.step.grads),
+            lambda side: side.grads,
+            self._frozen(),
+        )
+
+    def _frozen(self) -> dict[str, str]:
+        return {name: "takes no gradient in torch" for name in self.run.frozen}
+
+    def _with_absent(self, stage: str, grads: Arrays) -> dict[str, Array]:
+        """Give the parameters that torch has no gradient of one of zeros."""
+        if not grads:
+            return {}
+        return {
+            name: grads[name] if name in grads else np.zeros_like(param)
+            for name, param in self.step.params.items()
+            if name not in self.digested(stage)
+        }
+
+    def _total_norm(self) -> StageResult:
+        recorded = self.step.total_norm
+        if recorded is None:
+            why = "torch's loop took no norm"
+        elif self.wide.total_norm is None:
+            why = "the port's clip keeps no norm, as those of jaxclip do"
+        else:
+            result = self.by_name(
+                "total norm",
+                {"total norm": recorded},
+                lambda side: {"total norm": side.total_norm},
+            )
+            return explained(result, recorded, self.wide.total_norm, self.step.grads)
+        return self.stage("total norm", (), [NotCompared("", why)])
+
+    def _clipped(self) -> StageResult:
+        if not self.step.final_grads:
+            why = self.absent("clipped gradients")
+        elif self.wide.clipped is None:
+            why = "the port's clip, if it has one, is in a chain: give it as clip="
+        else:
+            return self.by_name(
+                "clipped gradients",
+                self._as_if_normed(self.step.final_grads),
+                lambda side: side.clipped or {},
+                self._frozen(),
+            )
+        return self.stage("clipped gradients", (), [NotCompared("", why)])
+
+    def _as_if_normed(self, clipped: Arrays) -> dict[str, Array]:
+        """Undo what an inaccurate norm of torch's does to what is clipped by it."""
+        share = 1.0
+        if self.step.total_norm is not None and any(
+            not np.array_equal(clipped[name], grad)
+            for name, grad in self.step.grads.items()
+            if name in clipped
+        ):
+            share = inaccuracy(
+                self.step.total_norm, self.wide.total_norm, self.step.grads
+            )
+        return {
+            name: (array.astype(np.float64) * share).astype(array.dtype)
+            for name, array in self._with_absent("clipped gradients", clipped).items()
+        }
+
+    def _update(self) -> StageResult:
+        before, after = self.step.params, self.step.params_after
+        recorded = {
+            name: (
+                after[name].astype(np.float64) - before[name].astype(np.float64)
+            ).astype(after[name].dtype)
+            for name in after
+        }
+        return self.by_name(
+            "update",
+            recorded,
+            lambda side: side.update,
+            self._without_step(),
+            grains=after,
+        )
+
+    @property
+    def _problems(self) -> tuple[str, ...]:
+        return self.wide.problems or self.narrow[0].problems
+
+    def _without_step(self) -> dict[str, str]:
+        return {name: _NO_STEP for name in self.step.params if self._problems}
+
+    def _optimizer_state(self) -> StageResult:
+        if self._problems:
+            tensors = [
+                refused(self.step.number, "optimizer state", "optimizer", problem)
+                for problem in self._problems
+            ]
+            return self.stage("optimizer state", tensors)
+        recorded = {
+            # torch counts steps in floats.
+            f"{name}/{key}": array.astype(np.int64) if key == "step" else array
+            for name, own in self.step.opt_state_after.items()
+            for key, array in own.items()
+        }
+        result = self.by_name("optimizer state", recorded, lambda side: side.kept)
+        extra = [
+            refused(
+                *(self.step.number, "optimizer state", name),
+                Leaf(name, {"torch": None, "port": array}).conflict(
+                    "structure", lambda _: "an array"
+                ),
+                port=array,
+            )
+            for name, array in self.wide.kept.items()
+            if name not in recorded and not self.alignment.is_alias(name)
+        ]
+        return self.stage(
+            "optimizer state", [*result.tensors, *extra], result.not_compared
+        )

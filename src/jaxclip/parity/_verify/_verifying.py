@@ -1,0 +1,181 @@
+"""The public function: a port against a recording."""
+
+import os
+from collections.abc import Collection, Iterable, Iterator, Sequence
+
+from jaxclip.parity._trace._reader import Trace, open_trace
+from jaxclip.parity._trace._step import Step
+from jaxclip.parity._verify._alignment import Alignment
+from jaxclip.parity._verify._free_run import run_freely
+from jaxclip.parity._verify._models import read_model
+from jaxclip.parity._verify._port import Port
+from jaxclip.parity._verify._report import Report
+from jaxclip.parity._verify._results import StageResult
+from jaxclip.parity._verify._runs import Precision, Runs
+from jaxclip.parity._verify._samples import Rule
+from jaxclip.parity._verify._sides import Bench
+from jaxclip.parity._verify._stages import Comparing
+
+
+def verify(
+    trace: str | os.PathLike[str] | Trace,
+    port: Port,
+    *,
+    steps: int | Iterable[int] | None = None,
+    rtol: float | None = None,
+    atol: float | None = None,
+    factor: float = 4.0,
+    equal_nan: bool = False,
+    free_run: bool = True,
+    draws: int = 3,
+) -> Report:
+    """Verify that a port trains as a recorded run did; say where they part first.
+
+    Every recorded step is computed from torch's own recorded weights and state, so
+    that a fault in one step is no fault in the next; and each part of a step is given
+    what torch had there: the loss function torch's weights, the clip torch's
+    gradients, the optimizer torch's clipped gradients. Names and layouts are torch's.
+    Then the port trains by itself from the first step.
+
+    The tolerance is the port's own rounding noise. It is run in the recorded dtype,
+    again with all that it is given but the batch changed by an ulp, and in float64, and
+    torch may be ``factor`` times as far from float64 as the worst of these runs is, or
+    as a floor of 4 ulps; a tensor of few elements more, as few draws say little. Both
+    the L2 norm and the greatest element are asked. If the recording is in float64, the
+    comparison is, and the noise is that of the port's float32 runs, scaled by the ratio
+    of the two eps, and multiplied by 100: rounding is 2**29 times finer there, and a
+    mistake is not.
+
+    Args:
+        trace: The recording, or its path.
+        port: The port.
+        steps: The numbers of the steps to compare, or how many of the first; by
+            default all.
+        rtol: A relative tolerance for all stages instead; with ``atol``.
+        atol: An absolute tolerance, with ``rtol``.
+        factor: How many times the noise is allowed.
+        equal_nan: Whether NaN equals NaN.
+        free_run: Whether to let the port train by itself, too.
+        draws: How many runs with changed weights measure the noise. With fewer, small
+            tensors of a correct port are more often blamed.
+
+    Returns:
+        The report; true if all that was compared is the same.
+
+    Raises:
+        ConversionError: If the recorded weights do not fit the port's model.
+        ParityError: If there is nothing to compare.
+        TypeError: If the model, or what the loss function returns, is of another type.
+        FileNotFoundError: If there is no such recording.
+        ValueError: If the recording is damaged, has no such step, or has no weights;
+            or if a tolerance is none.
+
+    Example:
+        >>> import tempfile, torch
+        >>> import jax.numpy as jnp
+        >>> from flax import nnx
+        >>> from jaxclip import optim
+        >>> from jaxclip.parity import Port, record, verify
+        >>> model = torch.nn.Linear(3, 1)
+        >>> optimizer = torch.optim.SGD(model.parameters(), lr=0.1)
+        >>> path = tempfile.mkdtemp()
+        >>> with record(path, model, optimizer) as run:
+        ...     x, y = torch.randn(4, 3), torch.randn(4, 1)
+        ...     with run.step(x=x, y=y):
+        ...         torch.nn.functional.mse_loss(model(x), y).backward()
+        ...         optimizer.step()
+        >>> def loss_fn(model, batch):
+        ...     outputs = model(batch["x"])
+        ...     return jnp.mean((outputs - batch["y"]) ** 2), outputs
+        >>> linear = nnx.Linear(3, 1, rngs=nnx.Rngs(0))
+        >>> bool(verify(path, Port(linear, loss_fn, optim.sgd(0.1))))
+        True
+        >>> report = verify(path, Port(linear, loss_fn, optim.sgd(0.2)))
+        >>> report.first.stage, report.first.hint
+        ('update', 'the port has 2 times what torch has')
+    """
+    rule = Rule(factor, equal_nan, rtol, atol)
+    if type(draws) is not int or draws < 0:
+        raise ValueError(f"verify(draws={draws!r}): it must be an integer from 0 on.")
+    opened = trace if isinstance(trace, Trace) else open_trace(trace)
+    wanted = _wanted(opened, steps)
+    first = opened[wanted[0]]
+    if not first.params:
+        raise ValueError(
+            f"recording {str(opened.path)!r} has no weights (keep= left 'params' out); "
+            "there is nothing to start from."
+        )
+    model = read_model(port.model)
+    alignment = Alignment(model, port, opened.run, first)
+    bench = Bench(model, alignment, Runs(model, port), port.clip is not None)
+    found: list[StageResult] = []
+    random: set[str] = set()
+    for index in wanted:
+        step = opened[index]
+        found += _compared(opened, step, bench, rule, draws)
+        random |= {*step.unexplained_draws, *(mask.module for mask in step.masks)}
+    free = None
+    if free_run:
+        free = run_freely(bench, (opened[index] for index in wanted), factor)
+    return Report(
+        trace=str(opened.path),
+        dtype=", ".join(opened.run.dtypes),
+        rule=str(rule),
+        stages=tuple(found),
+        free_run=free,
+        warnings=opened.warnings,
+        notes=tuple(_notes(opened, first, random)),
+    )
+
+
+def _compared(
+    trace: Trace, step: Step, bench: Bench, rule: Rule, draws: int
+) -> Iterator[StageResult]:
+    narrow = [bench.side(step, Precision(False, draw)) for draw in range(draws + 1)]
+    wide = bench.side(step, Precision(True))
+    return Comparing(step, trace.run, narrow, wide, bench.alignment, rule).stages()
+
+
+def _wanted(trace: Trace, steps: int | Iterable[int] | None) -> list[int]:
+    """Return the places in the recording of the steps that are to be compared."""
+    where = f"recording {str(trace.path)!r}"
+    if not trace.numbers:
+        raise ValueError(f"{where} has no steps: the run ended before its first.")
+    if steps is None:
+        return [*range(len(trace))]
+    if isinstance(steps, int):
+        if steps < 1:
+            raise ValueError(f"verify(steps={steps}): compare 1 step at least.")
+        return [*range(min(steps, len(trace)))]
+    numbers: Sequence[int] = [*steps]
+    missing = [number for number in numbers if number not in trace.numbers]
+    if missing or not numbers:
+        raise ValueError(
+            f"verify(steps={numbers}): {where} has the steps "
+            f"{', '.join(map(str, trace.numbers))}."
+        )
+    return [trace.numbers.index(number) for number in sorted({*numbers})]
+
+
+def _notes(trace: Trace, first: Step, random: Collection[str]) -> Iterator[str]:
+    """Say what is to be known of the recording.
+
+    Args:
+        trace: The recording.
+        first: The first step that was compared.
+        random: The modules that drew random numbers.
+    """
+    if not trace.finished:
+        yield "The run did not come to its end; the recording has the steps before."
+    if random:
+        yield (
+            f"Random numbers were drawn in {', '.join(sorted(random))}: the steps "
+            "cannot be computed anew unless the port draws the same. Record the run in "
+            "evaluation mode, or with dropout at 0."
+        )
+    low = {str(a.dtype) for a in first.params.values() if a.dtype.itemsize < 4}
+    if low:
+        yield (
+            f"The parameters are {', '.join(sorted(low))}; the noise is that of a port "
+            "that computes in this dtype."
+        )

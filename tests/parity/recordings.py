@@ -1,0 +1,113 @@
+"""Recorded runs of the models of the test suite, and their ports."""
+
+from collections.abc import Callable
+from typing import Any
+
+import jax.numpy as jnp
+import numpy as np
+import optax
+import torch
+from torch.nn import functional as F
+
+from jaxclip import clip_by_global_norm, optim
+from jaxclip.parity import Port, record
+from tests.trios import BATCH, CHANNELS, CLASSES, SIZE, STEPS, VOCAB, Trio
+
+OPTIMIZERS: dict[str, tuple[Callable[..., Any], Callable[..., Any], dict[str, Any]]] = {
+    "sgd": (
+        torch.optim.SGD,
+        optim.sgd,
+        {"lr": 0.1, "momentum": 0.9, "weight_decay": 0.01},
+    ),
+    "adamw": (torch.optim.AdamW, optim.adamw, {"lr": 0.01, "weight_decay": 0.1}),
+}
+
+MAX_NORM = 0.5
+
+
+def recorded(
+    path: Any,
+    trio: Trio,
+    *,
+    optimizer: str = "adamw",
+    dtype: torch.dtype = torch.float32,
+    steps: int = 3,
+    seed: int = 0,
+    max_norm: float = MAX_NORM,
+) -> Any:
+    """Record some steps of training a model, clipped; return the path."""
+    model = trio.torch_model(dtype)
+    make, _, options = OPTIMIZERS[optimizer]
+    trained = make(model.parameters(), **options)
+    with record(path, model, trained) as run:
+        for x, y in batches(trio, steps, seed, dtype):
+            with run.step(x=x, y=y):
+                trained.zero_grad()
+                torch_loss(model(x), y).backward()
+                torch.nn.utils.clip_grad_norm_(model.parameters(), max_norm)
+                trained.step()
+    return path
+
+
+def batches(trio: Trio, steps: int, seed: int, dtype: torch.dtype) -> list[Any]:
+    """Draw batches of inputs and targets."""
+    rng = np.random.default_rng(seed)
+    if trio.takes == "tokens":
+        shape = (steps, 2, BATCH, STEPS)
+        return [(x, y) for x, y in torch.from_numpy(rng.integers(0, VOCAB, shape))]
+
+    def draw(*shape: int) -> torch.Tensor:
+        return torch.from_numpy(rng.normal(size=(steps, BATCH, *shape))).to(dtype)
+
+    if trio.takes == "images":
+        classes = torch.from_numpy(rng.integers(0, CLASSES, (steps, BATCH)))
+        return [*zip(draw(CHANNELS, SIZE, SIZE), classes, strict=True)]
+    return [*zip(draw(4), draw(1), strict=True)]
+
+
+def torch_loss(outputs: Any, targets: torch.Tensor) -> torch.Tensor:
+    """Return the loss: cross entropy of classes, squared error of numbers."""
+    if isinstance(outputs, tuple):
+        outputs, _ = outputs
+    if targets.is_floating_point():
+        return F.mse_loss(outputs, targets)
+    return F.cross_entropy(outputs.flatten(0, -2), targets.flatten())
+
+
+def loss_fn(trio: Trio, **options: Any) -> Callable[[Any, Any], Any]:
+    """Return the loss function of a port."""
+
+    def loss(model: Any, batch: dict[str, Any]) -> Any:
+        outputs = model(trio.for_flax(batch["x"]), **options)
+        logits = outputs[0] if isinstance(outputs, tuple) else outputs
+        return jax_loss(logits, batch["y"]), outputs
+
+    return loss
+
+
+def jax_loss(outputs: Any, targets: Any) -> Any:
+    """Return what ``torch_loss`` does."""
+    if jnp.issubdtype(targets.dtype, jnp.floating):
+        return jnp.mean((outputs - targets) ** 2)
+    return optax.softmax_cross_entropy_with_integer_labels(outputs, targets).mean()
+
+
+def port_of(
+    trio: Trio, kind: str = "nnx", optimizer: str = "adamw", **changes: Any
+) -> Port:
+    """Return the port of a model, with weights that do not matter."""
+    source = trio.torch_model(torch.float32)
+    options: dict[str, Any] = {}
+    if kind == "nnx":
+        model = trio.nnx_model(source, "float32")
+    else:
+        model = trio.linen_model(source, "float32")
+        options = {"train": True} if trio.takes == "images" else {}
+    _, make, hyperparameters = OPTIMIZERS[optimizer]
+    given = {
+        "model": model,
+        "loss_fn": loss_fn(trio, **options),
+        "optimizer": make(**hyperparameters),
+        "clip": clip_by_global_norm(MAX_NORM),
+    }
+    return Port(**(given | changes))

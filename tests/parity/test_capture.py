@@ -1,0 +1,87 @@
+"""What modules return is kept, call by call; where nobody can look, that is said."""
+
+import jax
+import jax.numpy as jnp
+import pytest
+from flax import linen, nnx
+
+from jaxclip.parity._verify._capture import captured_nnx
+from jaxclip.parity._verify._models import LinenModel, NNXModel, read_model
+
+
+class Inner(nnx.Linear):
+    """A layer that calls that of its base."""
+
+    def __call__(self, inputs):
+        return super().__call__(inputs) + 1
+
+
+class Net(nnx.Module):
+    """Layers that are called twice, in a scan, and under two names."""
+
+    def __init__(self, rngs):
+        """Make the layers."""
+        self.twice = Inner(2, 2, rngs=rngs)
+        self.scanned = nnx.Linear(2, 2, rngs=rngs)
+        self.embed = nnx.Embed(3, 2, rngs=rngs)
+        self.head = self.embed
+
+    def __call__(self, x):
+        x = self.twice(self.twice(self.embed(x)))
+        x, _ = jax.lax.scan(lambda x, _: (self.scanned(x), None), x, length=3)
+        return self.head.attend(x)
+
+
+def test_calls_are_kept_once_each_and_in_order():
+    net = Net(nnx.Rngs(0))
+    call = Inner.__call__
+    with captured_nnx(net) as (calls, hidden):
+        output = net(jnp.arange(3))
+    counts = {path: len(outputs) for path, outputs in calls.items()}
+    assert counts == {"embed": 2, "twice": 2, "": 1}
+    assert hidden == {"scanned"}
+    assert (calls[""][0] == output).all()
+    assert not (calls["twice"][0] == calls["twice"][1]).all()
+    assert Inner.__call__ is call
+
+
+def test_a_class_is_as_it_was_after_an_error():
+    net = Net(nnx.Rngs(0))
+    call = Inner.__call__
+    with pytest.raises(TypeError), captured_nnx(net):
+        net()
+    assert Inner.__call__ is call
+
+
+@pytest.mark.parametrize("wide", [False, True])
+def test_a_model_that_names_its_dtype_computes_in_float64(wide):
+    model = NNXModel(nnx.Embed(3, 2, dtype=jnp.float32, rngs=nnx.Rngs(0)))
+    with jax.enable_x64(True):
+        dtype = "float64" if wide else "float32"
+        variables = jax.tree.map(lambda x: x.astype(dtype), model.variables)
+        params, rest = model.split(variables)
+        called = model.call(lambda m, x: m(x), params, rest, jnp.arange(3), wide=wide)
+    assert called.value.dtype == dtype
+
+
+def test_a_linen_model_keeps_what_it_changes():
+    class Norm(linen.Module):
+        @linen.compact
+        def __call__(self, x, train):
+            return linen.BatchNorm(use_running_average=not train, name="bn")(x)
+
+    x = jnp.asarray([[1.0, 2.0], [3.0, 5.0]])
+    variables = Norm().init(jax.random.key(0), x, train=False)
+    model = read_model((Norm(), variables))
+    assert isinstance(model, LinenModel)
+    params, rest = model.split(variables)
+    called = model.call(lambda m, x: m(x, train=True), params, rest, x, wide=False)
+    assert [*called.calls] == ["bn", ""]
+    before, after = (tree["batch_stats"]["bn"]["mean"] for tree in (rest, called.rest))
+    assert not (before == after).all()
+    with pytest.raises(TypeError, match="Leave mutable out"):
+        model.call(
+            lambda m, x: m(x, train=True, mutable=["batch_stats"]),
+            *(params, rest, x),
+            wide=False,
+        )
