@@ -1,15 +1,13 @@
 """`jaxclip convert`: a torch checkpoint as Flax variables, in a safetensors file."""
 
 import argparse
-import importlib
-import os
 import re
-import sys
 from collections.abc import Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from jaxclip._commands._arguments import CommandError, need
+from jaxclip._commands._named import named
 
 if TYPE_CHECKING:
     from jaxclip.convert._names import Rename
@@ -97,7 +95,7 @@ def _run(args: argparse.Namespace) -> int:
         raise CommandError(f"--out {args.out} is not the name of a .safetensors file")
     if args.out.exists() and args.out.samefile(args.checkpoint):
         raise CommandError(f"--out {args.out} is the checkpoint itself")
-    target = _named(args.model)
+    target = named(args.model)
     try:
         job = plan_conversion(
             target,
@@ -155,43 +153,3 @@ def _flatten(pairs: list[str]) -> dict[str, tuple[int, ...]]:
         if not equals:
             raise CommandError(f"--flatten {pair} is not of the form NAME=C,H,W")
     return shapes
-
-
-def _named(name: str) -> Any:
-    """Import what a ``module:name`` stands for."""
-    from flax import nnx
-
-    module_name, colon, attribute = name.partition(":")
-    if not (module_name and colon and attribute):
-        raise CommandError(f"{name} is not of the form MODULE:NAME")
-    # As `python -m` does, so that a file beside the user is found.
-    if os.getcwd() not in sys.path:
-        sys.path.insert(0, os.getcwd())
-    try:
-        target: Any = importlib.import_module(module_name)
-    except ModuleNotFoundError as error:
-        if error.name and module_name.split(".")[0] == error.name.split(".")[0]:
-            raise CommandError(
-                f"there is no module {module_name!r}, neither here nor installed"
-            ) from None
-        raise CommandError(f"{module_name} cannot be imported: {error}") from None
-    except Exception as error:
-        kind = type(error).__name__
-        raise CommandError(
-            f"{module_name} cannot be imported: {kind}: {error}"
-        ) from None
-    for part in attribute.split("."):
-        if not hasattr(target, part):
-            raise CommandError(f"{module_name} has no {attribute!r}")
-        target = getattr(target, part)
-    if not callable(target) or isinstance(target, nnx.Module):
-        return target
-
-    def make() -> Any:
-        try:
-            return target()
-        except Exception as error:
-            kind = type(error).__name__
-            raise CommandError(f"{name} raised {kind}: {error}") from None
-
-    return make
