@@ -1,0 +1,46 @@
+"""The fixture that verifies a port in a test."""
+
+import json
+
+import pytest
+
+from jaxclip.parity import ParityError
+from jaxclip.parity.pytest_plugin import Parity
+from tests.parity.test_verify import WRONG, linear_run, make_right
+
+
+class Config:
+    """What the fixture asks pytest's configuration for."""
+
+    def __init__(self, folder):
+        """Keep the folder."""
+        self.folder = folder
+
+    def getoption(self, name):
+        assert name == "--parity-json"
+        return self.folder
+
+
+class Request:
+    """A test that asks for the fixture."""
+
+    def __init__(self, path, folder=None):
+        """Keep the path of the test."""
+        self.path, self.config, self.node = path, Config(folder), self
+        self.nodeid = "tests/test_port.py::test_port[a/b]"
+
+
+def test_a_recording_beside_the_test_is_found(tmp_path):
+    linear_run(tmp_path / "run.trace", steps=1)
+    parity = Parity(Request(tmp_path / "test_port.py", tmp_path / "reports"))
+    assert parity("run.trace", make_right(), free_run=False).passed
+    with pytest.raises(ParityError, match="First divergence: step 0, update"):
+        parity("run.trace", WRONG, free_run=False)
+    verdicts = {
+        path.name: json.loads(path.read_text())["verdict"]
+        for path in (tmp_path / "reports").iterdir()
+    }
+    assert verdicts == {
+        "tests-test_port.py-test_port-a-b.json": "same",
+        "tests-test_port.py-test_port-a-b-1.json": "different",
+    }
