@@ -173,7 +173,7 @@ MUTATIONS = [
     # The forward pass.
     Mutation("transposed", "activations", "fc1", changes=_SUBCLASS),
     Mutation("one wrong element", "activations", "fc1", changes=_SUBCLASS, long=True),
-    Mutation("eps of LayerNorm", "activations", "norm"),
+    Mutation("eps of LayerNorm", "activations", "norm", long=True),
     Mutation("tanh GELU", "activations", "gates", long=True),
     Mutation("dropout left on", "activations", "gates", long=True),
     Mutation("swapped gates", "activations", "fc2", long=True),
@@ -189,6 +189,7 @@ MUTATIONS = [
         "loss",
         "",
         changes={"loss_fn": partial(loss_fn, reduce=jnp.sum)},
+        long=True,
     ),
     Mutation("missing detach", "gradients", "fc1"),
     Mutation("tied weight untied", "gradients", "embed", net="tokens"),
@@ -255,6 +256,7 @@ MUTATIONS = [
         changes=_optimizer(
             optim.sgd(LR, momentum=0.9, dampening=0.1, weight_decay=DECAY)
         ),
+        long=True,
     ),
     Mutation(
         "momentum forgotten",

@@ -102,7 +102,7 @@ def rewritten(path, folder, change):
 # Correct ports.
 
 
-@pytest.mark.parametrize("seed", range(5))
+@pytest.mark.parametrize("seed", range(3))
 def test_a_linear_port_is_the_same_on_every_seed(tmp_path, seed):
     path = linear_run(tmp_path / "run.trace", seed=seed, steps=4)
     verify(path, linear_port()).raise_if_different()
@@ -111,7 +111,7 @@ def test_a_linear_port_is_the_same_on_every_seed(tmp_path, seed):
 @pytest.mark.parametrize(
     ("name", "kind", "optimizer", "dtype"),
     [
-        ("rnn-1", "linen", "adamw", torch.float32),
+        pytest.param("rnn-1", "linen", "adamw", torch.float32, marks=pytest.mark.long),
         pytest.param("my_net", "linen", "sgd", torch.float32, marks=pytest.mark.long),
         pytest.param("gru-2", "nnx", "sgd", torch.float32, marks=pytest.mark.long),
         pytest.param("gru-2", "linen", "adamw", torch.float64, marks=pytest.mark.long),
