@@ -6,6 +6,7 @@ from typing import Any
 
 import jax
 import optax
+import pytest
 
 import jaxclip
 
@@ -31,6 +32,8 @@ class Case:
         needs_params: Whether ``update`` needs the parameters.
         keeps_tree: Whether its state holds a tree like the parameters.
         shards: What it is told in ``shard_map``: "axis_name", "specs", or nothing.
+        quick: Whether it is in the quick tests, and not another number in the place
+            of one that is.
     """
 
     factory: Callable[..., optax.GradientTransformationExtraArgs]
@@ -43,6 +46,7 @@ class Case:
     needs_params: bool = False
     keeps_tree: bool = False
     shards: str | None = "axis_name"
+    quick: bool = True
 
     @property
     def name(self) -> str:
@@ -100,10 +104,10 @@ def skip_spikes(max_norm, *, window=6, axis_name=None):
 
 CASES = [
     Case(jaxclip.clip_by_global_norm, 1.0),
-    Case(jaxclip.clip_by_global_norm, 1.0, {"eps": 0.0}),
-    Case(jaxclip.clip_by_global_norm, 1.0, {"norm_type": 1.0}),
+    Case(jaxclip.clip_by_global_norm, 1.0, {"eps": 0.0}, quick=False),
+    Case(jaxclip.clip_by_global_norm, 1.0, {"norm_type": 1.0}, quick=False),
     Case(jaxclip.clip_by_global_norm, 1.0, {"norm_type": 3.0}),
-    Case(jaxclip.clip_by_global_norm, 1.0, {"norm_type": float("inf")}),
+    Case(jaxclip.clip_by_global_norm, 1.0, {"norm_type": float("inf")}, quick=False),
     Case(jaxclip.clip_by_global_norm, 1.0, {"per_leaf": True}, keeps_tree=True),
     Case(jaxclip.clip_by_global_norm, SCHEDULE),
     Case(jaxclip.clip_by_norm, 1.0),
@@ -147,4 +151,9 @@ CASES = [
         learns=True,
         skips=True,
     ),
+]
+
+ROWS = [
+    pytest.param(case, id=case.name, marks=[] if case.quick else [pytest.mark.long])
+    for case in CASES
 ]

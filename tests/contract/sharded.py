@@ -13,7 +13,7 @@ from jax.sharding import AxisType, NamedSharding
 from jax.sharding import PartitionSpec as P
 
 from jaxclip.parity import assert_trees_close
-from tests.contract.cases import CASES
+from tests.contract.cases import ROWS
 from tests.contract.optimizers import OPTIMIZERS
 
 BOTH = ("x", "y")
@@ -26,7 +26,7 @@ GRADS = {
 SPECS = {"w": P(*BOTH), "v": P(None, "y"), "b": P()}
 
 
-@pytest.fixture(params=CASES, ids=lambda case: case.name)
+@pytest.fixture(params=ROWS)
 def case(request):
     return request.param
 

@@ -10,7 +10,7 @@ import pytest
 
 from jaxclip import clip_metrics
 from jaxclip.parity import assert_trees_close, assert_trees_equal
-from tests.contract.cases import CASES
+from tests.contract.cases import ROWS
 from tests.contract.runs import (
     DTYPES,
     PARAMS,
@@ -23,7 +23,7 @@ from tests.contract.runs import (
 )
 
 
-@pytest.fixture(params=CASES, ids=lambda case: case.name)
+@pytest.fixture(params=ROWS)
 def case(request):
     return request.param
 
