@@ -341,3 +341,12 @@ def test_elements_taken_from_the_rows_of_a_square_are_those_of_the_array(length)
     batch = np.stack([values, np.ones(length, np.float32)])
     for element, column in zip(jax.vmap(unstack)(batch), batch.T, strict=True):
         np.testing.assert_array_equal(element, column)
+
+
+@pytest.mark.parametrize("dtype", [bool, jnp.int32, jnp.bfloat16])
+def test_elements_of_any_dtype_are_taken_under_strict_promotion(dtype):
+    array = jnp.array([0, 1, 1], dtype)
+    with jax.numpy_dtype_promotion("strict"):
+        got = unstack(array)
+    assert [x.dtype for x in got] == [array.dtype] * 3
+    np.testing.assert_array_equal(np.array(got, np.float32), [0, 1, 1])

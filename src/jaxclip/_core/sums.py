@@ -169,7 +169,7 @@ def unstack(array: jax.Array, kinds: Sequence[Hashable] = ()) -> list[jax.Array]
     # What a conditional returns XLA computes once, and merges into nothing. Its two
     # sides have to differ, or it would be taken away.
     rows = lax.cond(
-        jnp.any(array != 1),
+        jnp.any(array != jnp.ones((), array.dtype)),
         lambda: [columns[:, row] for row in range(count)],
         lambda: [jnp.ones_like(columns[:, row]) for row in range(count)],
     )
