@@ -35,6 +35,8 @@ def main(rank: int, store: str, out: str) -> None:
     whole["total_norm"] = total_norm.full_tensor()
     if rank == 0:
         np.savez(out, **{name: tensor.numpy() for name, tensor in whole.items()})
+    # Neither leaves while the other may still write to it.
+    dist.barrier()
     dist.destroy_process_group()
 
 
