@@ -63,6 +63,7 @@ def add(commands: "argparse._SubParsersAction[argparse.ArgumentParser]") -> None
 
 def _run(args: argparse.Namespace) -> int:
     need("flax", "rich", command="verify")
+    from jaxclip._commands._progress import steps_compared
     from jaxclip.parity import ParityError, Port, verify
 
     found = named(args.port)
@@ -73,16 +74,18 @@ def _run(args: argparse.Namespace) -> int:
             "or a function that returns one"
         )
     try:
-        report = verify(
-            args.trace,
-            port,
-            steps=args.steps,
-            rtol=args.rtol,
-            atol=args.atol,
-            factor=args.factor,
-            equal_nan=args.equal_nan,
-            free_run=not args.no_free_run,
-        )
+        with steps_compared(str(args.trace)) as on_step:
+            report = verify(
+                args.trace,
+                port,
+                steps=args.steps,
+                rtol=args.rtol,
+                atol=args.atol,
+                factor=args.factor,
+                equal_nan=args.equal_nan,
+                free_run=not args.no_free_run,
+                on_step=on_step,
+            )
         if args.json is not None:
             report.save_json(args.json)
     except (ValueError, TypeError, OSError, ImportError, ParityError) as error:

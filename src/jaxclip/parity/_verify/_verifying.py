@@ -1,7 +1,7 @@
 """The public function: a port against a recording."""
 
 import os
-from collections.abc import Collection, Iterable, Iterator, Sequence
+from collections.abc import Callable, Collection, Iterable, Iterator, Sequence
 
 from jaxclip.parity._trace._reader import Trace, open_trace
 from jaxclip.parity._trace._step import Step
@@ -28,6 +28,7 @@ def verify(
     equal_nan: bool = False,
     free_run: bool = True,
     draws: int = 3,
+    on_step: Callable[[int, int], object] | None = None,
 ) -> Report:
     """Verify that a port trains as a recorded run did; say where they part first.
 
@@ -58,6 +59,8 @@ def verify(
         free_run: Whether to let the port train by itself, too.
         draws: How many runs with changed weights measure the noise. With fewer, small
             tensors of a correct port are more often blamed.
+        on_step: Called after each step, with how many have been compared, and of how
+            many: to show how far it is.
 
     Returns:
         The report; true if all that was compared is the same.
@@ -110,10 +113,12 @@ def verify(
     bench = Bench(model, alignment, Runs(model, port), port.clip is not None)
     found: list[StageResult] = []
     random: set[str] = set()
-    for index in wanted:
+    for done, index in enumerate(wanted, 1):
         step = opened[index]
         found += _compared(opened, step, bench, rule, draws)
         random |= {*step.unexplained_draws, *(mask.module for mask in step.masks)}
+        if on_step is not None:
+            on_step(done, len(wanted))
     free = None
     if free_run:
         free = run_freely(bench, (opened[index] for index in wanted), factor)
