@@ -39,8 +39,8 @@ class Trio:
     recurrent: bool = False
     steps: int = 50
 
-    def torch_model(self, dtype: torch.dtype) -> Any:
-        torch.manual_seed(7)
+    def torch_model(self, dtype: torch.dtype, seed: int = 7) -> Any:
+        torch.manual_seed(seed)
         # torch's 0.01 would leave tanh in its linear part, where cells look alike.
         model = self.torch()
         with torch.no_grad():

@@ -4,65 +4,26 @@ A case is a row of ``MUTATIONS``: a net of `small_nets` with a fault in its port
 training that the port does otherwise.
 """
 
-from collections.abc import Callable
 from dataclasses import dataclass, field
-from functools import partial
-from pathlib import Path
 from typing import Any
 
+import jax
 import jax.numpy as jnp
 import optax
-import torch
-from flax import nnx
 
 import jaxclip
 from jaxclip import optim
-from jaxclip.optim import in_torch_order
-from jaxclip.parity import Port, record
-from tests.parity.small_nets import NETS, batches
-
-LR, DECAY, MAX_NORM = 0.1, 0.1, 0.05
-
-
-@dataclass(frozen=True)
-class Training:
-    """How torch trains, and a port that trains the same.
-
-    Attributes:
-        torch: Makes torch's optimizer of parameters.
-        optimizer: Makes the port's optimizer.
-        schedule: Makes torch's scheduler of its optimizer.
-    """
-
-    torch: Callable[..., torch.optim.Optimizer]
-    optimizer: Callable[..., optax.GradientTransformation]
-    schedule: Callable[..., Any] | None = None
-
-
-def halving(count: Any) -> Any:
-    """Return the learning rate of ``ExponentialLR`` with a gamma of a half."""
-    return LR * 0.5**count
-
-
-TRAININGS = {
-    "sgd": Training(
-        partial(torch.optim.SGD, lr=LR, momentum=0.9, weight_decay=DECAY),
-        partial(optim.sgd, LR, momentum=0.9, weight_decay=DECAY),
-    ),
-    "nesterov": Training(
-        partial(torch.optim.SGD, lr=LR, momentum=0.9, nesterov=True),
-        partial(optim.sgd, LR, momentum=0.9, nesterov=True),
-    ),
-    "adamw": Training(
-        partial(torch.optim.AdamW, lr=LR, weight_decay=DECAY),
-        partial(optim.adamw, LR, weight_decay=DECAY),
-    ),
-    "schedule": Training(
-        partial(torch.optim.SGD, lr=LR),
-        partial(optim.sgd, halving),
-        partial(torch.optim.lr_scheduler.ExponentialLR, gamma=0.5),
-    ),
-}
+from jaxclip.parity import Port
+from tests.parity.trainings import (
+    DECAY,
+    LR,
+    MAX_NORM,
+    TRAININGS,
+    frozen,
+    groups,
+    halving,
+    port,
+)
 
 
 @dataclass(frozen=True)
@@ -70,7 +31,7 @@ class Mutation:
     """A bug, and where it is to be found.
 
     Attributes:
-        name: What is wrong; the fault of the net, if it is one of the net's.
+        name: What is wrong; the fault of the net or of the loss, if it is one of these.
         stage: The first stage that is to differ.
         module: The module of the first tensor that is to differ; None for any.
         net: The net.
@@ -92,78 +53,28 @@ class Mutation:
     long: bool = False
 
 
-def recording(
-    path: Path,
-    net: str,
-    training: str,
-    *,
-    dtype: torch.dtype = torch.float32,
-    steps: int = 2,
-    seed: int = 0,
-) -> Path:
-    """Record a net in training."""
-    torch.manual_seed(seed)
-    model = NETS[net][0]().to(dtype)
-    how = TRAININGS[training]
-    optimizer = how.torch(model.parameters())
-    scheduler = how.schedule(optimizer) if how.schedule else None
-    with record(path, model, optimizer, scheduler=scheduler) as run:
-        for x, y in batches(net, steps, dtype, seed):
-            with run.step(x=x, y=y):
-                optimizer.zero_grad()
-                outputs = model(x)
-                if net == "tokens":
-                    loss = torch.nn.functional.cross_entropy(
-                        outputs.flatten(0, 1), y.flatten()
-                    )
-                else:
-                    loss = ((outputs - y) ** 2).mean()
-                loss.backward()
-                torch.nn.utils.clip_grad_norm_(model.parameters(), MAX_NORM)
-                optimizer.step()
-                if scheduler is not None:
-                    scheduler.step()
-    return path
-
-
-def loss_fn(model: Any, batch: dict[str, Any], *, reduce: Any = jnp.mean) -> Any:
-    """Return the loss and the outputs."""
-    outputs = model(batch["x"])
-    if jnp.issubdtype(batch["y"].dtype, jnp.integer):
-        losses = optax.softmax_cross_entropy_with_integer_labels(outputs, batch["y"])
-        return reduce(losses), outputs
-    return reduce((outputs - batch["y"]) ** 2), outputs
-
-
-def frozen(optimizer: optax.GradientTransformation) -> optax.GradientTransformation:
-    """Freeze the parameter that is frozen in torch."""
-    return in_torch_order(
-        optimizer, frozen=jaxclip.by_path(lambda path: path.startswith("scale"))
-    )
-
-
-def port(net: str, training: str, *, fault: str = "", **changes: Any) -> Port:
-    """Return the port of a net, with a fault or without."""
-    norm = jaxclip.clip_by_global_norm(MAX_NORM)
-    given: dict[str, Any] = {
-        "model": NETS[net][1](fault, rngs=nnx.Rngs(0)),
-        "loss_fn": loss_fn,
-        "optimizer": TRAININGS[training].optimizer(),
-        "clip": frozen(norm) if net == "vectors" else norm,
-        "flatten": {"fc": (3, 3, 3)} if net == "images" else None,
-    }
-    given |= changes
-    if net == "vectors" and "optimizer" not in changes:
-        given["optimizer"] = frozen(given["optimizer"])
-    return Port(**given)
-
-
 def _optimizer(optimizer: optax.GradientTransformation) -> dict[str, Any]:
     return {"optimizer": frozen(optimizer)}
 
 
 def _clip(clip: optax.GradientTransformation) -> dict[str, Any]:
     return {"clip": frozen(clip)}
+
+
+def _without_correction(count: Any) -> Any:
+    return (1 - 0.9**count) / jnp.sqrt(1 - 0.999**count)
+
+
+def _scaled(
+    optimizer: optax.GradientTransformation, by: Any
+) -> optax.GradientTransformation:
+    """Multiply what an optimizer makes of the gradients by a function of the step."""
+
+    def update(updates: Any, state: Any, params: Any = None) -> Any:
+        updates, state = optimizer.update(updates, state, params)
+        return jax.tree.map(lambda u: u * by(state.count), updates), state
+
+    return optax.GradientTransformation(optimizer.init, update)
 
 
 _SUBCLASS = {"layouts": {"fc1": "same"}}
@@ -173,25 +84,78 @@ MUTATIONS = [
     # The forward pass.
     Mutation("transposed", "activations", "fc1", changes=_SUBCLASS),
     Mutation("one wrong element", "activations", "fc1", changes=_SUBCLASS, long=True),
+    Mutation("bias forgotten", "activations", "fc1", changes=_SUBCLASS, long=True),
+    Mutation("a layer in bfloat16", "activations", "fc1", changes=_SUBCLASS, long=True),
     Mutation("eps of LayerNorm", "activations", "norm", long=True),
+    Mutation(
+        "unbiased LayerNorm",
+        *("activations", "norm"),
+        changes={"layouts": {"norm": "same"}},
+        long=True,
+    ),
     Mutation("tanh GELU", "activations", "gates", long=True),
+    Mutation("SiLU for GELU", "activations", "gates", long=True),
     Mutation("dropout left on", "activations", "gates", long=True),
     Mutation("swapped gates", "activations", "fc2", long=True),
+    Mutation("residual forgotten", "activations", "fc2", long=True),
+    Mutation("one wrong element in a million", "activations", "fc", "wide", long=True),
     Mutation("padding SAME", "activations", "conv", net="images", long=True),
+    Mutation(
+        "kernel flipped",
+        *("activations", "conv", "images"),
+        changes={"layouts": {"conv": "channels_last_2d"}},
+        long=True,
+    ),
+    Mutation("height for width", "activations", "conv", "images", long=True),
+    Mutation("eps of BatchNorm", "activations", "bn", "images", long=True),
+    Mutation("running averages used", "activations", "bn", "images", long=True),
     Mutation("flatten order", "activations", "fc", "images", changes={"flatten": None}),
+    Mutation("eps of GroupNorm", "activations", "norm", "pools", long=True),
+    Mutation("groups of GroupNorm", "activations", "norm", "pools", long=True),
+    Mutation("slope of the leaky ReLU", "activations", "up", "pools", long=True),
+    Mutation("max over zeros at the border", "activations", "up", "pools", long=True),
+    Mutation(
+        "transposed kernel not turned",
+        *("activations", "up", "pools"),
+        changes={"layouts": {"up": "channels_last_2d"}},
+        long=True,
+    ),
+    Mutation("border left out of the average", "activations", "fc", "pools", long=True),
     Mutation("mask inverted", "activations", "head", net="tokens"),
+    Mutation("mask off by one", "activations", "head", "tokens", long=True),
+    Mutation("mask that leaks", "activations", "head", "tokens", long=True),
+    Mutation("softmax over queries", "activations", "head", "tokens", long=True),
+    Mutation("queries for keys", "activations", "head", "tokens", long=True),
     Mutation(
         "scale of attention forgotten", "activations", "head", "tokens", long=True
     ),
-    # The loss, and what is differentiated.
+    Mutation("positions off by one", "activations", "position", "padded", long=True),
     Mutation(
-        "sum for mean",
-        "loss",
-        "",
-        changes={"loss_fn": partial(loss_fn, reduce=jnp.sum)},
+        "scale of the embedding forgotten", "activations", "norm", "padded", long=True
+    ),
+    Mutation("eps of RMSNorm", "activations", "norm", "padded", long=True),
+    Mutation("GELU for SiLU", "activations", "down", "padded", long=True),
+    Mutation("time backwards", "activations", "ih", "sequences", long=True),
+    Mutation("gates in another order", "activations", "hh", "sequences", long=True),
+    Mutation(
+        "hidden bias outside the reset gate",
+        *("activations", "hh", "sequences"),
         long=True,
     ),
+    Mutation("update gate the other way", "activations", "hh", "sequences", long=True),
+    # The loss, and what is differentiated.
+    Mutation("sum for mean", "loss", "", long=True),
+    Mutation("mean over rows alone", "loss", "", long=True),
+    Mutation("half the squared error", "loss", "", long=True),
+    Mutation("targets shifted", "loss", "", "tokens", long=True),
+    Mutation("label smoothing forgotten", "loss", "", "padded", long=True),
+    Mutation("padding in the loss", "loss", "", "padded", long=True),
+    Mutation("padding in the mean", "loss", "", "padded", long=True),
     Mutation("missing detach", "gradients", "fc1"),
+    Mutation("too much detached", "gradients", "fc1", long=True),
+    Mutation("state detached", "gradients", "ih", "sequences", long=True),
+    Mutation("positions not trained", "gradients", "position", "padded", long=True),
+    Mutation("padding trained", "gradients", "embed", "padded", long=True),
     Mutation("tied weight untied", "gradients", "embed", net="tokens"),
     # The clip.
     Mutation(
@@ -222,6 +186,12 @@ MUTATIONS = [
         "a clip by value",
         *("total norm", ""),
         changes=_clip(jaxclip.clip_by_value(MAX_NORM)),
+        long=True,
+    ),
+    Mutation(
+        "another norm in the clip",
+        *("total norm", ""),
+        changes=_clip(jaxclip.clip_by_global_norm(MAX_NORM, 1.0)),
         long=True,
     ),
     Mutation(
@@ -259,6 +229,14 @@ MUTATIONS = [
         long=True,
     ),
     Mutation(
+        "dampening forgotten",
+        *("update", None),
+        training="dampened",
+        step=1,
+        changes=_optimizer(optim.sgd(LR, momentum=0.9)),
+        long=True,
+    ),
+    Mutation(
         "momentum forgotten",
         *("optimizer state", None),
         changes=_optimizer(optim.sgd(LR, weight_decay=DECAY)),
@@ -269,6 +247,13 @@ MUTATIONS = [
         *("update", None),
         training="nesterov",
         changes=_optimizer(optim.sgd(LR, momentum=0.9)),
+        long=True,
+    ),
+    Mutation(
+        "ascent forgotten",
+        *("update", None),
+        training="ascent",
+        changes=_optimizer(optim.sgd(LR, weight_decay=DECAY)),
         long=True,
     ),
     Mutation(
@@ -285,6 +270,13 @@ MUTATIONS = [
         long=True,
     ),
     Mutation(
+        "decay without the learning rate",
+        *("update", None),
+        training="adamw",
+        changes=_optimizer(optim.adamw(LR, weight_decay=DECAY / LR)),
+        long=True,
+    ),
+    Mutation(
         "eps of Adam",
         *("update", None),
         training="adamw",
@@ -292,10 +284,66 @@ MUTATIONS = [
         long=True,
     ),
     Mutation(
+        "second beta of Adam",
+        *("optimizer state", None),
+        training="adamw",
+        changes=_optimizer(optim.adamw(LR, (0.9, 0.99), weight_decay=DECAY)),
+        long=True,
+    ),
+    Mutation(
+        "bias correction forgotten",
+        *("update", None, "padded", "amsgrad"),
+        changes={
+            "optimizer": _scaled(optim.adam(LR, amsgrad=True), _without_correction)
+        },
+        long=True,
+    ),
+    Mutation(
+        "amsgrad forgotten",
+        *("optimizer state", None),
+        training="amsgrad",
+        changes=_optimizer(optim.adam(LR)),
+        long=True,
+    ),
+    Mutation(
+        "decay of the average of RMSprop",
+        *("update", None),
+        training="rmsprop",
+        changes=_optimizer(optim.rmsprop(LR / 10, alpha=0.9)),
+        long=True,
+    ),
+    Mutation(
+        "eps of RMSprop",
+        *("update", None),
+        training="rmsprop",
+        changes=_optimizer(optim.rmsprop(LR / 10, eps=1e-6)),
+        long=True,
+    ),
+    Mutation(
+        "decay of biases and norms",
+        *("update", None, "padded", "groups"),
+        changes={"optimizer": groups(weight_decay=DECAY)},
+        long=True,
+    ),
+    Mutation(
+        "learning rate of a group",
+        *("update", None, "padded", "groups"),
+        changes={"optimizer": groups(lr=LR)},
+        long=True,
+    ),
+    Mutation(
         "schedule off by one",
         *("update", None),
         training="schedule",
         changes=_optimizer(optim.sgd(lambda count: halving(count + 1))),
+    ),
+    Mutation(
+        "schedule forgotten",
+        *("update", None),
+        training="schedule",
+        step=1,
+        changes=_optimizer(optim.sgd(LR)),
+        long=True,
     ),
     # What is no parameter.
     Mutation(

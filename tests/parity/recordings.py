@@ -19,10 +19,31 @@ OPTIMIZERS: dict[str, tuple[Callable[..., Any], Callable[..., Any], dict[str, An
         optim.sgd,
         {"lr": 0.1, "momentum": 0.9, "weight_decay": 0.01},
     ),
+    "adam": (torch.optim.Adam, optim.adam, {"lr": 0.01}),
     "adamw": (torch.optim.AdamW, optim.adamw, {"lr": 0.01, "weight_decay": 0.1}),
+    "rmsprop": (torch.optim.RMSprop, optim.rmsprop, {"lr": 0.01}),
+    "nadam": (torch.optim.NAdam, optim.nadam, {"lr": 0.01}),
 }
 
 MAX_NORM = 0.5
+WIDTHS = {"my_linear": 3, "my_net": 1}
+"""How many numbers the nets of vectors return."""
+
+
+class AsModule(torch.nn.Module):
+    """A model that is no ``nn.Module`` as one, as ``record`` wants it."""
+
+    def __init__(self, model: Any) -> None:
+        """Take its parameters, under their names."""
+        super().__init__()
+        self.model = model
+        for name, tensor in model.named_parameters():
+            self.register_parameter(name, torch.nn.Parameter(tensor.detach()))
+            setattr(model, name, getattr(self, name))
+
+    def forward(self, *inputs: Any) -> Any:
+        """Call the model."""
+        return self.model(*inputs)
 
 
 def recorded(
@@ -36,7 +57,9 @@ def recorded(
     max_norm: float = MAX_NORM,
 ) -> Any:
     """Record some steps of training a model, clipped; return the path."""
-    model = trio.torch_model(dtype)
+    model = trio.torch_model(dtype, seed)
+    if not isinstance(model, torch.nn.Module):
+        model = AsModule(model)
     make, _, options = OPTIMIZERS[optimizer]
     trained = make(model.parameters(), **options)
     with record(path, model, trained) as run:
@@ -62,7 +85,7 @@ def batches(trio: Trio, steps: int, seed: int, dtype: torch.dtype) -> list[Any]:
     if trio.takes == "images":
         classes = torch.from_numpy(rng.integers(0, CLASSES, (steps, BATCH)))
         return [*zip(draw(CHANNELS, SIZE, SIZE), classes, strict=True)]
-    return [*zip(draw(4), draw(1), strict=True)]
+    return [*zip(draw(4), draw(WIDTHS[trio.name]), strict=True)]
 
 
 def torch_loss(outputs: Any, targets: torch.Tensor) -> torch.Tensor:

@@ -8,15 +8,9 @@ import pytest
 import torch
 
 from jaxclip.parity import verify
-from tests.parity.mutations import (
-    MUTATIONS,
-    TRAININGS,
-    Mutation,
-    mutated,
-    port,
-    recording,
-)
-from tests.parity.small_nets import NETS
+from tests.parity.more_nets import NETS
+from tests.parity.mutations import MUTATIONS, Mutation, mutated
+from tests.parity.trainings import TRAININGS, port, recording
 
 
 @pytest.fixture(autouse=True)

@@ -22,16 +22,32 @@ Arrays = Mapping[str, np.ndarray]
 T = TypeVar("T")
 
 
+SMALL = 4096
+"""Up to how many bytes an array is read once; to map it takes longer."""
+
+
 class StoredArrays(Mapping[str, np.ndarray]):
-    """Arrays by name, each mapped from its file when it is asked for."""
+    """Arrays by name, each mapped from its file when it is asked for, unless small."""
 
     def __init__(self, stored: Mapping[str, StoredTensor]) -> None:
         """Keep what is stored where."""
         self._stored = dict(stored)
+        self._read: dict[str, np.ndarray] = {}
 
     def __getitem__(self, name: str) -> np.ndarray:
-        """Map an array: read-only, and without memory of its own."""
-        return np.asarray(self._stored[name])
+        """Map an array: read-only, and without memory of its own; or keep a copy."""
+        stored = self._stored[name]
+        if stored.nbytes > SMALL:
+            return np.asarray(stored)
+        if name not in self._read:
+            array = np.array(stored)
+            array.flags.writeable = False
+            self._read[name] = array
+        return self._read[name]
+
+    def __contains__(self, name: object) -> bool:
+        """Say whether there is such an array, without reading it."""
+        return name in self._stored
 
     def __iter__(self) -> Iterator[str]:
         """Iterate over the names."""

@@ -44,12 +44,14 @@ class Model(Protocol):
         prefix: What the map's paths have before those in the tree of parameters.
         hidden: The paths of the modules that are called where nobody can look, as
             inside of ``lax.scan``; known after the first call.
+        static: What of the model is compiled in, and may have been changed since.
     """
 
     target: Any
     variables: Any
     prefix: tuple[str, ...]
     hidden: set[str]
+    static: Any
 
     def split(self, variables: Any) -> tuple[Any, Any]:
         """Return the parameters, which an optimizer is given, and the rest."""
@@ -76,6 +78,7 @@ class NNXModel:
         self.target = module
         self.graphdef, self.variables = nnx.split(module)
         self.hidden: set[str] = set()
+        self.static = self.graphdef
 
     def split(self, variables: Any) -> tuple[Any, Any]:
         """Take what is ``nnx.Param`` for the parameters."""
@@ -111,6 +114,7 @@ class LinenModel:
         self.variables = {**variables}
         self.target = module, self.variables
         self.hidden: set[str] = set()
+        self.static = module
 
     def split(self, variables: Any) -> tuple[Any, Any]:
         """Take the collection ``params`` for the parameters."""
@@ -176,6 +180,7 @@ class BareModel:
 
     variables: Any
     prefix: tuple[str, ...] = ()
+    static: Any = None
 
     def __post_init__(self) -> None:
         """Make a module of raw parameters, which are taken as they are."""

@@ -10,7 +10,7 @@ import jax.numpy as jnp
 import numpy as np
 import optax
 
-from jaxclip.parity._verify._models import Model
+from jaxclip.parity._verify._models import Model, read_model
 from jaxclip.parity._verify._port import Port
 from jaxclip.parity._verify._samples import is_float
 
@@ -85,7 +85,7 @@ class Runs:
 
     def __init__(self, model: Model, port: Port) -> None:
         """Compile nothing yet."""
-        self._model, self._port = model, port
+        self.model, self._port = model, port
         clip = optax.identity() if port.clip is None else port.clip
         self.fresh_clip = jax.jit(clip.init)
         self.fresh_optimizer = jax.jit(port.optimizer.init)
@@ -101,7 +101,7 @@ class Runs:
         Raises:
             TypeError: If the loss is none, or is not in float64 where all is.
         """
-        params, rest = self._model.split(variables)
+        params, rest = self.model.split(variables)
         wide = precision.wide
         found: Forward = self._forward(params, rest, dict(batch), wide=wide)
         if wide and found.loss.dtype != np.float64:
@@ -127,7 +127,7 @@ class Runs:
         self, params: Any, rest: Any, batch: Any, *, wide: bool
     ) -> Forward:
         def loss(params: Any) -> Any:
-            called = self._model.call(
+            called = self.model.call(
                 self._port.loss_fn, params, rest, batch, wide=wide
             )
             value, outputs = _parts(called.value)
@@ -141,6 +141,29 @@ class Runs:
     def _step(self, grads: Any, state: Any, params: Any) -> tuple[Any, Any]:
         updates, state = self._port.optimizer.update(grads, state, params)
         return optax.apply_updates(params, updates), state
+
+
+def compiled(port: Port) -> tuple[Model, Runs]:
+    """Read a port's model, and compile its parts unless that has been done.
+
+    They are kept with the port, so that holding it against a second recording takes
+    the time to run them. An NNX model that has been changed, as ``eval`` does, is
+    compiled anew.
+
+    Raises:
+        TypeError: If the model is none of those that `Port` takes.
+    """
+    model = read_model(port.model)
+    static, runs = vars(port).get(_COMPILED, (None, None))
+    if runs is None or static != model.static:
+        runs = Runs(model, port)
+        vars(port)[_COMPILED] = model.static, runs
+    model.hidden = runs.model.hidden
+    return model, runs
+
+
+_COMPILED = "_compiled"
+"""What of a port its compiled parts are kept in."""
 
 
 def _parts(value: Any) -> tuple[Any, Any]:

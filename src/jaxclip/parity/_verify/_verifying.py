@@ -7,11 +7,10 @@ from jaxclip.parity._trace._reader import Trace, open_trace
 from jaxclip.parity._trace._step import Step
 from jaxclip.parity._verify._alignment import Alignment
 from jaxclip.parity._verify._free_run import run_freely
-from jaxclip.parity._verify._models import read_model
 from jaxclip.parity._verify._port import Port
 from jaxclip.parity._verify._report import Report
 from jaxclip.parity._verify._results import StageResult
-from jaxclip.parity._verify._runs import Precision, Runs
+from jaxclip.parity._verify._runs import Precision, compiled
 from jaxclip.parity._verify._samples import Rule
 from jaxclip.parity._verify._sides import Bench
 from jaxclip.parity._verify._stages import Comparing
@@ -108,9 +107,9 @@ def verify(
             f"recording {str(opened.path)!r} has no weights (keep= left 'params' out); "
             "there is nothing to start from."
         )
-    model = read_model(port.model)
+    model, runs = compiled(port)
     alignment = Alignment(model, port, opened.run, first)
-    bench = Bench(model, alignment, Runs(model, port), port.clip is not None)
+    bench = Bench(model, alignment, runs, port.clip is not None)
     found: list[StageResult] = []
     random: set[str] = set()
     for done, index in enumerate(wanted, 1):
