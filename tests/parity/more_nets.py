@@ -191,10 +191,10 @@ class FlippedTranspose(models.ConvTranspose):
 
     def __call__(self, inputs: jax.Array) -> jax.Array:  # type: ignore[override]
         """Flip the kernel for the time of a call."""
-        kernel = self.kernel[...]
-        self.kernel[...] = kernel[::-1, ::-1]
+        weight = self.weight[...]
+        self.weight[...] = weight[..., ::-1, ::-1]
         outputs = super().__call__(inputs)
-        self.kernel[...] = kernel
+        self.weight[...] = weight
         return outputs
 
 
@@ -280,7 +280,7 @@ def batches(net: str, steps: int, dtype: torch.dtype, seed: int = 0) -> list[Any
         drawn = torch.from_numpy(rng.integers(0, TOKENS, shape))
         if net == "padded":
             drawn[:, 0] = drawn[:, 0].clamp(min=PADDING + 1)
-            drawn[:, 0, ::2, -2:], drawn[:, 1, ::2, -2:] = PADDING, IGNORED
+            drawn[:, 0, ::2, -2:], drawn[:, 1, ::2, -1] = PADDING, IGNORED
         return [(x, y) for x, y in drawn]
     shapes: dict[str, tuple[int, ...]] = {
         "vectors": (FEATURES,),

@@ -85,7 +85,7 @@ MUTATIONS = [
     Mutation("transposed", "activations", "fc1", changes=_SUBCLASS),
     Mutation("one wrong element", "activations", "fc1", changes=_SUBCLASS, long=True),
     Mutation("bias forgotten", "activations", "fc1", changes=_SUBCLASS, long=True),
-    Mutation("a layer in bfloat16", "activations", "fc1", changes=_SUBCLASS, long=True),
+    Mutation("a layer in bfloat16", "activations", "fc1", long=True),
     Mutation("eps of LayerNorm", "activations", "norm", long=True),
     Mutation(
         "unbiased LayerNorm",
@@ -98,7 +98,7 @@ MUTATIONS = [
     Mutation("dropout left on", "activations", "gates", long=True),
     Mutation("swapped gates", "activations", "fc2", long=True),
     Mutation("residual forgotten", "activations", "fc2", long=True),
-    Mutation("one wrong element in a million", "activations", "fc", "wide", long=True),
+    Mutation("one wrong element in a million", "output", "", "wide", long=True),
     Mutation("padding SAME", "activations", "conv", net="images", long=True),
     Mutation(
         "kernel flipped",

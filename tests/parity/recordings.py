@@ -55,6 +55,7 @@ def recorded(
     steps: int = 3,
     seed: int = 0,
     max_norm: float = MAX_NORM,
+    length: int = STEPS,
 ) -> Any:
     """Record some steps of training a model, clipped; return the path."""
     model = trio.torch_model(dtype, seed)
@@ -63,7 +64,7 @@ def recorded(
     make, _, options = OPTIMIZERS[optimizer]
     trained = make(model.parameters(), **options)
     with record(path, model, trained) as run:
-        for x, y in batches(trio, steps, seed, dtype):
+        for x, y in batches(trio, steps, seed, dtype, length):
             with run.step(x=x, y=y):
                 trained.zero_grad()
                 torch_loss(model(x), y).backward()
@@ -72,11 +73,13 @@ def recorded(
     return path
 
 
-def batches(trio: Trio, steps: int, seed: int, dtype: torch.dtype) -> list[Any]:
+def batches(
+    trio: Trio, steps: int, seed: int, dtype: torch.dtype, length: int = STEPS
+) -> list[Any]:
     """Draw batches of inputs and targets."""
     rng = np.random.default_rng(seed)
     if trio.takes == "tokens":
-        shape = (steps, 2, BATCH, STEPS)
+        shape = (steps, 2, BATCH, length)
         return [(x, y) for x, y in torch.from_numpy(rng.integers(0, VOCAB, shape))]
 
     def draw(*shape: int) -> torch.Tensor:

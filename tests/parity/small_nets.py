@@ -6,6 +6,7 @@ otherwise; "" is the correct port.
 
 from collections.abc import Callable
 from dataclasses import dataclass
+from functools import partial
 from typing import Any
 
 import jax
@@ -66,15 +67,6 @@ class UnbiasedLinear(nnx.Linear):
         return inputs @ self.kernel[...]
 
 
-class CoarseLinear(nnx.Linear):
-    """A layer that multiplies in bfloat16."""
-
-    def __call__(self, inputs: jax.Array) -> jax.Array:  # type: ignore[override]
-        """Round what is multiplied, and what comes out."""
-        x, kernel = (a.astype(jnp.bfloat16) for a in (inputs, self.kernel[...]))
-        return (x @ kernel).astype(inputs.dtype) + self.bias[...]
-
-
 class UnbiasedNorm(nnx.LayerNorm):
     """Layer normalisation by the unbiased variance."""
 
@@ -95,7 +87,7 @@ class VectorsPort(nnx.Module):
             "transposed": TransposedLinear,
             "one wrong element": OneWrongLinear,
             "bias forgotten": UnbiasedLinear,
-            "a layer in bfloat16": CoarseLinear,
+            "a layer in bfloat16": partial(nnx.Linear, dtype=jnp.bfloat16),
         }
         self.fc1 = kinds.get(fault, nnx.Linear)(FEATURES, FEATURES, rngs=rngs)
         epsilon = 1e-6 if fault == "eps of LayerNorm" else 1e-5

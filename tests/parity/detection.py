@@ -1,0 +1,174 @@
+"""Who finds the planted bugs, and who finds some where there is none.
+
+Held side by side, on the same recordings and the same ports:
+
+- `verify`, as it is;
+- ``numpy.testing.assert_allclose(port, torch, atol=1e-5)``, its rtol the default 1e-7;
+- ``torch.testing.assert_close(port, torch)``, with its defaults for the dtype.
+
+The last two get the arrays that `verify` compares, names and layouts mended and each
+part of a step given what torch had there, in the recorded dtype. Once they compare all
+of them, and once the model's output and the loss alone.
+
+`scripts/write_detection_table.py` prints what is found into docs/verifying.md.
+"""
+
+import tempfile
+from collections.abc import Callable, Iterable, Iterator
+from dataclasses import dataclass, field
+from functools import partial
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+
+from jaxclip.parity import Port, open_trace, verify
+from jaxclip.parity._verify._alignment import Alignment
+from jaxclip.parity._verify._results import StageResult
+from jaxclip.parity._verify._runs import Precision, compiled
+from jaxclip.parity._verify._samples import Rule, Sample
+from jaxclip.parity._verify._sides import Bench
+from jaxclip.parity._verify._stages import Comparing
+from tests.parity.mutations import MUTATIONS, Mutation, mutated
+from tests.parity.recordings import OPTIMIZERS, port_of, recorded
+from tests.parity.trainings import port, recording
+from tests.trios import BY_NAME, TRIOS
+
+FOUND, ELSEWHERE, MISSED = "found", "elsewhere", "missed"
+VERIFY, ALLCLOSE, CLOSE = "`verify`", "`assert_allclose`", "`assert_close`"
+OUTPUT = ", output and loss"
+METHODS = (VERIFY, ALLCLOSE, CLOSE, ALLCLOSE + OUTPUT, CLOSE + OUTPUT)
+
+Place = tuple[int, str, str]
+"""The step, the stage and the module of a tensor."""
+
+
+def all_close(port: np.ndarray, of_torch: np.ndarray) -> None:
+    """Compare as NumPy does, with an atol of 1e-5."""
+    np.testing.assert_allclose(port, of_torch, atol=1e-5)
+
+
+def close(port: np.ndarray, of_torch: np.ndarray) -> None:
+    """Compare as torch does."""
+    torch.testing.assert_close(*(torch.from_numpy(a.copy()) for a in (port, of_torch)))
+
+
+@dataclass(frozen=True)
+class Keeping(Rule):
+    """A rule that keeps what it judges."""
+
+    samples: list[Sample] = field(default_factory=list)
+
+    def __call__(self, sample: Sample) -> Any:
+        """Keep a sample, and judge it."""
+        self.samples.append(sample)
+        return super().__call__(sample)
+
+
+def compared(path: Path, port: Port) -> Iterator[tuple[StageResult, list[Sample]]]:
+    """Yield the stages of a recording, with their arrays on both sides."""
+    trace = open_trace(path)
+    model, runs = compiled(port)
+    alignment = Alignment(model, port, trace.run, trace[0])
+    bench = Bench(model, alignment, runs, port.clip is not None)
+    for step in trace:
+        narrow, wide = (bench.side(step, Precision(is_wide)) for is_wide in (0, 1))
+        rule = Keeping()
+        for stage in Comparing(
+            step, trace.run, [narrow], wide, alignment, rule
+        ).stages():
+            yield stage, [*rule.samples]
+            rule.samples.clear()
+
+
+def first_of(
+    stages: Iterable[tuple[StageResult, list[Sample]]],
+    peer: Callable[[np.ndarray, np.ndarray], None],
+    only: Iterable[str] = (),
+) -> Place | None:
+    """Return where a peer finds the first difference.
+
+    Args:
+        stages: What is compared, in order.
+        peer: Raises if two arrays differ.
+        only: The stages to look at; by default all.
+    """
+    for stage, samples in stages:
+        if only and stage.stage not in only:
+            continue
+        held = {sample.name: sample for sample in samples}
+        for tensor in stage.tensors:
+            sample = held.get(tensor.name)
+            try:
+                if sample is None:  # one side lacks the array
+                    raise AssertionError
+                peer(sample.port, sample.torch)
+            except AssertionError:
+                return tensor.step, tensor.stage, tensor.module
+    return None
+
+
+def places(path: Path, port: Port) -> dict[str, Place | None]:
+    """Return where each method finds the first difference of a port."""
+    first = verify(path, port, free_run=False).first
+    stages = [*compared(path, port)]
+    ends = "output", "loss"
+    return {
+        VERIFY: None if first is None else (first.step, first.stage, first.module),
+        ALLCLOSE: first_of(stages, all_close),
+        CLOSE: first_of(stages, close),
+        ALLCLOSE + OUTPUT: first_of(stages, all_close, ends),
+        CLOSE + OUTPUT: first_of(stages, close, ends),
+    }
+
+
+def verdict(mutation: Mutation, place: Place | None) -> str:
+    """Say whether a bug was found, and at its place."""
+    if place is None:
+        return MISSED
+    step, stage, module = place
+    right = (step, stage) == (mutation.step, mutation.stage)
+    return FOUND if right and mutation.module in (None, module) else ELSEWHERE
+
+
+def detected() -> Iterator[tuple[Mutation, dict[str, str]]]:
+    """Yield each planted bug, with the verdict on each method."""
+    with tempfile.TemporaryDirectory() as folder:
+        for number, mutation in enumerate(MUTATIONS):
+            path = recording(
+                Path(folder) / f"{number}.trace",
+                mutation.net,
+                mutation.training,
+                dtype=torch.float64 if mutation.wide else torch.float32,
+            )
+            found = places(path, mutated(mutation))
+            yield mutation, {m: verdict(mutation, found[m]) for m in METHODS}
+
+
+LONG = 200
+"""The length of the sequences of the recurrent net that amplifies rounding."""
+
+
+def correct_ports() -> Iterator[tuple[str, Callable[[Path], Path], Port]]:
+    """Yield what to call a correct port, what records its run, and the port."""
+    used = {(mutation.net, mutation.training) for mutation in MUTATIONS}
+    for net, training in sorted(used):
+        record = partial(recording, net=net, training=training, steps=5)
+        yield f"{net}, {training}", record, port(net, training)
+    for trio in TRIOS:
+        for optimizer in OPTIMIZERS:
+            record = partial(recorded, trio=trio, optimizer=optimizer, steps=5)
+            yield f"{trio.name}, {optimizer}", record, port_of(trio, "nnx", optimizer)
+    for cell in ("rnn", "gru", "lstm"):
+        trio = BY_NAME[f"{cell}-1"]
+        record = partial(recorded, trio=trio, length=LONG)
+        yield f"{cell} over {LONG} tokens", record, port_of(trio)
+
+
+def false_alarms() -> Iterator[tuple[str, dict[str, bool]]]:
+    """Yield each correct port, and whether each method takes it for a wrong one."""
+    for name, record, right in correct_ports():
+        with tempfile.TemporaryDirectory() as folder:
+            found = places(record(Path(folder) / "run.trace"), right)
+        yield name, {method: found[method] is not None for method in METHODS}
