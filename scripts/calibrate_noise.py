@@ -12,10 +12,11 @@ import argparse
 import itertools
 import json
 import math
+import os
 import sys
 import tempfile
-from collections.abc import Iterable, Iterator, Sequence
-from dataclasses import dataclass
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from dataclasses import dataclass, fields
 from pathlib import Path
 from typing import Any
 
@@ -25,6 +26,8 @@ sys.path.insert(0, str(ROOT))
 KINDS = ("nnx", "linen")
 DTYPES = ("float32", "float64")
 STEPS = 20
+PAGE = ROOT / "docs" / "verifying.md"
+START, END = "<!-- calibration: start -->\n", "\n<!-- calibration: end -->"
 
 
 @dataclass(frozen=True)
@@ -46,8 +49,8 @@ class Run:
 
 def measured(
     runs: Iterable[Run], kinds: Sequence[str] = KINDS, steps: int = STEPS
-) -> Iterator[dict[str, Any]]:
-    """Verify the ports of each run; yield what was found of each of them."""
+) -> Iterator[list[dict[str, Any]]]:
+    """Verify the ports of each run; yield what was found of each of them, together."""
     import torch
 
     from jaxclip.parity import verify
@@ -71,8 +74,10 @@ def measured(
                 steps=steps,
                 seed=run.seed,
             )
-            for kind, port in ports.items():
-                yield vars(run) | {"kind": kind} | found(verify(path, port))
+            yield [
+                vars(run) | {"kind": kind} | found(verify(path, port))
+                for kind, port in ports.items()
+            ]
 
 
 def found(report: Any) -> dict[str, Any]:
@@ -95,6 +100,53 @@ def found(report: Any) -> dict[str, Any]:
     }
 
 
+def render(rows: Sequence[Mapping[str, Any]]) -> str:
+    """Return the tables: the greatest ratios of each stage, and each optimizer's."""
+    ratios = [row["ratios"] | {"free run": row["free"]} for row in rows]
+    by_stage: list[Sequence[str]] = [("stage", *DTYPES), ("---",) * 3]
+    for stage in dict.fromkeys(stage for each in ratios for stage in each):
+        greatest = dict.fromkeys(DTYPES, 0.0)
+        for row, each in zip(rows, ratios, strict=True):
+            own = each.get(stage, 0.0)
+            greatest[row["dtype"]] = max(greatest[row["dtype"]], own)
+        by_stage.append((stage, *(f"{ratio:.2g}" for ratio in greatest.values())))
+    by_optimizer: list[Sequence[str]] = [
+        ("optimizer", "verified", "blamed"),
+        ("---",) * 3,
+    ]
+    for optimizer in dict.fromkeys(row["optimizer"] for row in rows):
+        own = [row for row in rows if row["optimizer"] == optimizer]
+        blamed = sum(bool(row["failures"]) or not row["free_passed"] for row in own)
+        by_optimizer.append((optimizer, str(len(own)), str(blamed)))
+    models = {row["model"] for row in rows}
+    said = (
+        f"The greatest ratios of {sum(row['tensors'] for row in rows):,} tensors in "
+        f"{len(rows):,} verifications of {len(models)} models in NNX and in Linen:"
+    )
+    return "\n\n".join([said, table(by_stage), table(by_optimizer)])
+
+
+def table(rows: Iterable[Sequence[str]]) -> str:
+    """Return rows as Markdown."""
+    return "\n".join(f"| {' | '.join(row)} |" for row in rows)
+
+
+def section(text: str) -> str:
+    """Return what stands between the markers."""
+    if text.count(START) != 1 or text.count(END) != 1:
+        raise ValueError(f"{PAGE.name}: expected {START.strip()} and its end, once.")
+    return text.partition(START)[2].partition(END)[0]
+
+
+def write(rows: Sequence[Mapping[str, Any]], page: Path = PAGE) -> None:
+    """Write the tables into the page."""
+    text = page.read_text()
+    old = f"{START}{section(text)}{END}"
+    written = page.with_suffix(".new")
+    written.write_text(text.replace(old, f"{START}{render(rows)}{END}"))
+    os.replace(written, page)
+
+
 def main(arguments: Sequence[str]) -> int:
     """Verify what is not in the file of results, and add it there."""
     import jax
@@ -104,16 +156,22 @@ def main(arguments: Sequence[str]) -> int:
     from tests.trios import BY_NAME
 
     parser = argparse.ArgumentParser(description=__doc__)
-    parser.add_argument("results", type=Path)
+    parser.add_argument("results", type=Path, help="a file of lines of JSON")
     parser.add_argument("--models", nargs="+", default=[*BY_NAME])
     parser.add_argument("--optimizers", nargs="+", default=[*OPTIMIZERS])
     parser.add_argument("--dtypes", nargs="+", default=DTYPES)
     parser.add_argument("--seeds", nargs="+", type=int, default=range(10))
     parser.add_argument("--optimize", action="store_true", help="let XLA optimize")
+    parser.add_argument("--write", action="store_true", help="only write the page")
     args = parser.parse_args(arguments)
+    if args.write:
+        write(read(args.results))
+        return 0
     if not args.optimize:  # it takes half the time to compile
         jax.config.update("jax_disable_most_optimizations", True)
-    done = {Run(*(row[key] for key in FIELDS)) for row in read(args.results)}
+    done = {
+        Run(*(row[field.name] for field in fields(Run))) for row in read(args.results)
+    }
     asked = (args.models, args.optimizers, args.dtypes, args.seeds)
     left = [
         run
@@ -121,14 +179,10 @@ def main(arguments: Sequence[str]) -> int:
         if run not in done
     ]
     with args.results.open("a") as file:
-        made = measured(left)
-        for row in track(made, "Verifying", total=len(left) * len(KINDS)):
-            file.write(json.dumps(row) + "\n")
+        for rows in track(measured(left), "Verifying", total=len(left)):
+            file.write("".join(json.dumps(row) + "\n" for row in rows))
             file.flush()
     return 0
-
-
-FIELDS = ("model", "optimizer", "dtype", "seed")
 
 
 def read(path: Path) -> list[dict[str, Any]]:

@@ -107,8 +107,9 @@ def main(arguments: Sequence[str], page: Path = PAGE) -> int:
     import jax
 
     jax.config.update("jax_disable_most_optimizations", True)  # compiles sooner
+    new = render(bugs(), alarms())
     text = page.read_text()
-    old, new = section(text), render(bugs(), alarms())
+    old = section(text)
     if "--check" in arguments:
         if old != new:
             print(

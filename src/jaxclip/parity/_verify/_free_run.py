@@ -12,7 +12,7 @@ from jaxclip.parity._noise import l2
 from jaxclip.parity._trace._step import Step
 from jaxclip.parity._verify._runs import Precision
 from jaxclip.parity._verify._samples import Noise, Sample, noise_of
-from jaxclip.parity._verify._sides import Bench, stepped
+from jaxclip.parity._verify._sides import Bench, as_precise, stepped
 
 Array = np.ndarray[Any, Any]
 Arrays = Mapping[str, Array]
@@ -130,10 +130,11 @@ def run_freely(bench: Bench, steps: Iterable[Step], factor: float) -> FreeRun:
         if not stepped(step):
             return FreeRun((*found,), allowed, f"step {step.number} took no step")
         before = step.number
-        wide = next(iter(step.params_after.values())).dtype == np.float64
+        after = as_precise(step, step.params_after)
+        wide = all(array.dtype == np.float64 for array in after.values())
         allowed = factor * (FLOAT64_FACTOR if wide else FACTOR)
         made = [run.send(step) for run in runs]
-        found.append(_compared(bench, step, made, allowed))
+        found.append(_compared(step, after, made, allowed))
     return FreeRun((*found,), allowed)
 
 
@@ -157,21 +158,20 @@ def _trained(
 
 
 def _compared(
-    bench: Bench, step: Step, made: Sequence[tuple[float, Arrays]], allowed: float
+    step: Step, after: Arrays, made: Sequence[tuple[float, Arrays]], allowed: float
 ) -> FreeStep:
     (narrow_loss, narrow), (wide_loss, wide) = made
-    names = [name for name in step.params_after if name in wide]
+    names = [name for name in after if name in wide]
     noises: dict[str, Noise] = {}
     ratios: dict[str, float] = {}
-    in_float64 = False
     for name in names:
-        torch = step.params_after[name]
+        torch = after[name]
         if not torch.size:
             continue
-        in_float64 |= torch.dtype == np.float64
         sample = Sample(name, "", torch, (narrow[name],), wide[name])
         noises[name] = noise_of(sample, np.ones(torch.shape, bool))
         ratios[name] = l2(widened(torch) - wide[name]) / noises[name].norm
+    in_float64 = all(array.dtype == np.float64 for array in after.values())
     port = wide if in_float64 else narrow
     noise = _apart(narrow, wide, names)
     worst = max(ratios, key=lambda name: np.nan_to_num(ratios[name], nan=np.inf))
@@ -182,7 +182,7 @@ def _compared(
         step=step.number,
         torch_loss=sum(losses) if losses else math.nan,
         port_loss=wide_loss if in_float64 else narrow_loss,
-        difference=_apart(port, step.params_after, names),
+        difference=_apart(port, after, names),
         noise=noise,
         ratio=float(ratio),
         worst=worst,

@@ -168,6 +168,27 @@ def steps_taken(step: Step) -> int:
     return max(counts, default=step.number)
 
 
+def as_precise(step: Step, arrays: Arrays) -> dict[str, Array]:
+    """Return what torch's optimizer made of parameters, as precise as it can be.
+
+    torch's NAdam and ASGD keep numbers in float32 by which they step, of parameters in
+    float64 too.
+    """
+    coarse = {
+        name
+        for name, own in step.opt_state_after.items()
+        for key, array in own.items()
+        # torch counts steps in float32, and a count is exact.
+        if key != "step" and array.dtype == np.float32
+    }
+    return {
+        name: array.astype(np.float32)
+        if name in coarse and array.dtype == np.float64
+        else array
+        for name, array in arrays.items()
+    }
+
+
 def _norm_in(state: Any) -> Array | None:
     """Return the norm that a clip of jaxclip's took, if there is one such clip."""
     parts = jax.tree.leaves(state, is_leaf=lambda part: isinstance(part, ClipState))

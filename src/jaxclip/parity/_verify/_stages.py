@@ -14,7 +14,7 @@ from jaxclip.parity._verify._results import (
     StageResult,
     refused,
 )
-from jaxclip.parity._verify._sides import stepped
+from jaxclip.parity._verify._sides import as_precise, stepped
 
 Array = np.ndarray[Any, Any]
 Arrays = Mapping[Any, Array]
@@ -45,7 +45,7 @@ class Comparing(Assembly):
             yield self._optimizer_state()
             yield self.by_name(
                 "parameters after",
-                self.step.params_after,
+                as_precise(self.step, self.step.params_after),
                 lambda side: side.params,
                 self._without_step(),
             )
@@ -201,10 +201,10 @@ class Comparing(Assembly):
         }
         return self.by_name(
             "update",
-            recorded,
+            as_precise(self.step, recorded),
             lambda side: side.update,
             self._without_step(),
-            grains=after,
+            grains=as_precise(self.step, after),
         )
 
     @property
