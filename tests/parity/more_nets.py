@@ -247,6 +247,9 @@ class Wide(nn.Module):
 
 WIDTH = 1_000_000 // BATCH
 
+SCALE = 0.4
+"""Of what the net of small activations is given."""
+
 
 class WidePort(nnx.Module):
     """The port of `Wide`."""
@@ -263,7 +266,41 @@ class WidePort(nnx.Module):
         return outputs.at[3, WIDTH // 2].mul(1.0001) if wrong else outputs
 
 
+class Small(nn.Module):
+    """Two layers with small activations between them, as at the start of training."""
+
+    def __init__(self) -> None:
+        """Make the layers."""
+        super().__init__()
+        self.fc1 = nn.Linear(FEATURES, FEATURES)
+        self.fc2 = nn.Linear(FEATURES, 2)
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        """Map ``(B, FEATURES)`` to ``(B, 2)``."""
+        output: torch.Tensor = self.fc2(F.gelu(SCALE * self.fc1(x)))
+        return output
+
+
+class SmallPort(nnx.Module):
+    """The port of `Small`."""
+
+    def __init__(self, fault: str = "", *, rngs: nnx.Rngs) -> None:
+        """Make the layers."""
+        self.fault = fault
+        self.fc1 = nnx.Linear(FEATURES, FEATURES, rngs=rngs)
+        self.fc2 = nnx.Linear(FEATURES, 2, rngs=rngs)
+
+    def __call__(self, x: jax.Array) -> jax.Array:
+        """Map ``(B, FEATURES)`` to ``(B, 2)``."""
+        approximate = self.fault == "tanh GELU of small inputs"
+        hidden = jax.nn.gelu(SCALE * self.fc1(x), approximate=approximate)
+        if self.fault == "one element wrong by little":
+            hidden = hidden.at[1, 2].add(1e-5)
+        return self.fc2(hidden)
+
+
 NETS = small_nets.NETS | {
+    "small": Net(Small, SmallPort),
     "padded": Net(Padded, PaddedPort, torch_smoothed, smoothed),
     "sequences": Net(Sequences, SequencesPort),
     "pools": Net(Pools, PoolsPort),
@@ -285,6 +322,7 @@ def batches(net: str, steps: int, dtype: torch.dtype, seed: int = 0) -> list[Any
     shapes: dict[str, tuple[int, ...]] = {
         "vectors": (FEATURES,),
         "wide": (FEATURES,),
+        "small": (FEATURES,),
         "sequences": (LENGTH, FEATURES),
     }
     inputs = rng.normal(size=(steps, BATCH, *shapes.get(net, (CHANNELS, SIZE, SIZE))))

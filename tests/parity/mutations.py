@@ -94,6 +94,8 @@ MUTATIONS = [
         long=True,
     ),
     Mutation("tanh GELU", "activations", "gates", long=True),
+    Mutation("tanh GELU of small inputs", "activations", "fc2", "small", long=True),
+    Mutation("one element wrong by little", "activations", "fc2", "small", long=True),
     Mutation("SiLU for GELU", "activations", "gates", long=True),
     Mutation("dropout left on", "activations", "gates", long=True),
     Mutation("swapped gates", "activations", "fc2", long=True),
@@ -259,6 +261,13 @@ MUTATIONS = [
     Mutation(
         "weight decay forgotten",
         *("update", None),
+        changes=_optimizer(optim.sgd(LR, momentum=0.9)),
+        long=True,
+    ),
+    Mutation(
+        "small weight decay forgotten",
+        *("update", None),
+        training="small decay",
         changes=_optimizer(optim.sgd(LR, momentum=0.9)),
         long=True,
     ),

@@ -69,6 +69,10 @@ TRAININGS = {
         partial(torch.optim.SGD, lr=LR, momentum=0.9, weight_decay=DECAY),
         partial(optim.sgd, LR, momentum=0.9, weight_decay=DECAY),
     ),
+    "small decay": Training(
+        partial(torch.optim.SGD, lr=LR, momentum=0.9, weight_decay=1e-4),
+        partial(optim.sgd, LR, momentum=0.9, weight_decay=1e-4),
+    ),
     "nesterov": Training(
         partial(torch.optim.SGD, lr=LR, momentum=0.9, nesterov=True),
         partial(optim.sgd, LR, momentum=0.9, nesterov=True),
