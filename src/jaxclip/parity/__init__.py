@@ -9,6 +9,7 @@ from jaxclip.parity._noise import assert_trees_equal as assert_trees_equal
 from jaxclip.parity._noise import compare_to_noise as compare_to_noise
 from jaxclip.parity._noise import compare_trees as compare_trees
 from jaxclip.parity._record import record as record
+from jaxclip.parity._record_jax import record_jax as record_jax
 from jaxclip.parity._trace._digest import Digest as Digest
 from jaxclip.parity._trace._digest import digest as digest
 from jaxclip.parity._trace._json import TraceError as TraceError

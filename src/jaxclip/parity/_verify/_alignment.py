@@ -128,8 +128,14 @@ class Alignment:
             count=count,
         )
 
-    def kept(self, opt_state: Any) -> dict[str, Array]:
+    def clip_state(self, state: State, fresh: Any, params: Any, cast: Cast) -> Any:
+        """Return a fresh state: torch's clips keep none."""
+        del state, params, cast
+        return fresh
+
+    def kept(self, opt_state: Any, clip_state: Any, params: Any) -> dict[str, Array]:
         """Return what a state keeps of each parameter, by ``"name/key"``."""
+        del clip_state, params
         layout = Layout.of(self.weights.parameters(), self._optimized)
         found = Collecting(layout, opt_state).kept
         return {

@@ -10,7 +10,7 @@ import numpy as np
 from jaxclip.parity._comparison import Leaf
 from jaxclip.parity._trace._records import Run
 from jaxclip.parity._trace._step import Step
-from jaxclip.parity._verify._alignment import Alignment
+from jaxclip.parity._verify._aligned import Aligned
 from jaxclip.parity._verify._results import (
     NotCompared,
     StageResult,
@@ -20,6 +20,7 @@ from jaxclip.parity._verify._results import (
 )
 from jaxclip.parity._verify._samples import Rule, Sample, is_float
 from jaxclip.parity._verify._sides import Side
+from jaxclip.parity._verify._words import Words, words_for
 
 Array = np.ndarray[Any, Any]
 Arrays = Mapping[Any, Array]
@@ -62,8 +63,13 @@ class Assembly:
     run: Run
     narrow: Sequence[Side]
     wide: Side
-    alignment: Alignment
+    alignment: Aligned
     rule: Rule
+
+    @property
+    def words(self) -> Words:
+        """What the two sides are called."""
+        return words_for(self.run.framework)
 
     def digested(self, stage: str) -> Collection[str]:
         """Name the arrays of a stage of which a digest alone was kept."""
@@ -72,7 +78,7 @@ class Assembly:
     def absent(self, stage: str) -> str:
         """Say why a recording has nothing of a stage."""
         kept = _RECORDED_AS[stage] in self.run.keep
-        return "torch has none" if kept else "not recorded"
+        return f"{self.words.recorded} has none" if kept else "not recorded"
 
     def by_name(
         self,
@@ -106,15 +112,7 @@ class Assembly:
             if why:
                 left.append(NotCompared(name, why))
             elif name not in found:
-                sides = Leaf(name, {"torch": array, "port": None})
-                problem = sides.conflict("structure", lambda _: "an array")
-                tensors.append(
-                    refused(
-                        *(self.step.number, stage, name, problem),
-                        torch=array,
-                        module=module,
-                    )
-                )
+                tensors.append(self.missing(stage, name, torch=array, module=module))
             else:
                 grain = None if grains is None else _half_ulps(grains[name])
                 tensors.append(
@@ -149,8 +147,29 @@ class Assembly:
             tuple(_as(torch.dtype, array) for array in narrow),
             _as(torch.dtype, wide),
             grain,
+            self.words,
         )
         return judged(self.step.number, stage, sample, self.rule)
+
+    def missing(
+        self,
+        stage: str,
+        name: str,
+        *,
+        torch: Array | None = None,
+        port: Array | None = None,
+        module: str = "",
+    ) -> TensorResult:
+        """Refuse an array that one side alone has."""
+        arrays = dict(zip(self.words.labels, (torch, port), strict=True))
+        problem = Leaf(name, arrays).conflict("structure", lambda _: "an array")
+        return refused(
+            *(self.step.number, stage, name, problem),
+            torch=torch,
+            port=port,
+            module=module,
+            words=self.words,
+        )
 
     def stage(
         self,

@@ -7,6 +7,7 @@ from typing import Any
 
 import numpy as np
 
+from jaxclip.convert import ConversionError
 from jaxclip.parity._arrays import widened
 from jaxclip.parity._noise import l2
 from jaxclip.parity._trace._step import Step
@@ -97,7 +98,7 @@ class FreeRun:
             f"{len(self.steps)} steps; the parameters differ by {last.difference:.2g} "
             f"in the end (noise {last.noise:.2g})"
         )
-        if len(self.steps) > 1:
+        if not math.isnan(self.growth):
             text += f", {self.growth:.3g} times more with each step"
         if len(told) < len(self.steps):
             text += f"; from step {self.steps[len(told)].step} on rounding is too large"
@@ -105,7 +106,7 @@ class FreeRun:
         if failed:
             text += (
                 f"; DIFFERENT from step {failed[0].step} on: {failed[0].worst} is "
-                f"{failed[0].ratio:.3g} times the noise from torch's, up to "
+                f"{failed[0].ratio:.3g} times the noise from the recorded one, up to "
                 f"{self.allowed:g}"
             )
         return text + (f"; {self.reason}" if self.reason else "")
@@ -132,7 +133,10 @@ def run_freely(bench: Bench, steps: Iterable[Step], factor: float) -> FreeRun:
         before = step.number
         wide = next(iter(step.params_after.values())).dtype == np.float64
         allowed = factor * (FLOAT64_FACTOR if wide else FACTOR)
-        made = [run.send(step) for run in runs]
+        try:
+            made = [run.send(step) for run in runs]
+        except ConversionError:
+            return FreeRun((*found,), allowed, "the optimizer's state does not fit")
         found.append(_compared(bench, step, made, allowed))
     return FreeRun((*found,), allowed)
 

@@ -14,8 +14,10 @@ from jaxclip.convert._targets.tree import tree_path
 from jaxclip.parity._verify._capture import (
     METHODS,
     Calls,
+    Order,
     captured_nnx,
     linen_calls,
+    noting,
 )
 
 LossFn = Callable[[Any, dict[str, Any]], Any]
@@ -44,12 +46,15 @@ class Model(Protocol):
         prefix: What the map's paths have before those in the tree of parameters.
         hidden: The paths of the modules that are called where nobody can look, as
             inside of ``lax.scan``; known after the first call.
+        order: The modules in the order in which they returned in the last call that
+            was traced.
     """
 
     target: Any
     variables: Any
     prefix: tuple[str, ...]
     hidden: set[str]
+    order: Order
 
     def split(self, variables: Any) -> tuple[Any, Any]:
         """Return the parameters, which an optimizer is given, and the rest."""
@@ -60,9 +65,13 @@ class Model(Protocol):
         ...
 
     def call(
-        self, loss_fn: LossFn, params: Any, rest: Any, batch: Any, *, wide: bool
+        self, loss_fn: LossFn, params: Any, rest: Any, batch: Any, *, wide: bool | None
     ) -> Called:
-        """Call the loss function, on a model that computes in float64 if ``wide``."""
+        """Call the loss function.
+
+        The model computes in float64 if ``wide``, otherwise in float32 where it says
+        float64; in what it says if that is None.
+        """
         ...
 
 
@@ -76,6 +85,7 @@ class NNXModel:
         self.target = module
         self.graphdef, self.variables = nnx.split(module)
         self.hidden: set[str] = set()
+        self.order: Order = []
 
     def split(self, variables: Any) -> tuple[Any, Any]:
         """Take what is ``nnx.Param`` for the parameters."""
@@ -87,14 +97,15 @@ class NNXModel:
         return nnx.merge_state(params, rest)
 
     def call(
-        self, loss_fn: LossFn, params: Any, rest: Any, batch: Any, *, wide: bool
+        self, loss_fn: LossFn, params: Any, rest: Any, batch: Any, *, wide: bool | None
     ) -> Called:
         """Give the loss function a module of its own."""
         module = nnx.merge(self.graphdef, params, rest, copy=True)
         for _, part in nnx.iter_modules(module):
             for name, dtype in _dtypes(vars(part), wide).items():
                 setattr(part, name, dtype)
-        with captured_nnx(module) as (calls, hidden):
+        self.order = []
+        with captured_nnx(module, self.order) as (calls, hidden):
             value = loss_fn(module, batch)
         self.hidden |= hidden
         return Called(value, self.split(nnx.state(module))[1], dict(calls))
@@ -111,6 +122,7 @@ class LinenModel:
         self.variables = {**variables}
         self.target = module, self.variables
         self.hidden: set[str] = set()
+        self.order: Order = []
 
     def split(self, variables: Any) -> tuple[Any, Any]:
         """Take the collection ``params`` for the parameters."""
@@ -122,13 +134,15 @@ class LinenModel:
         return {"params": params, **rest}
 
     def call(
-        self, loss_fn: LossFn, params: Any, rest: Any, batch: Any, *, wide: bool
+        self, loss_fn: LossFn, params: Any, rest: Any, batch: Any, *, wide: bool | None
     ) -> Called:
         """Give the loss function what calls ``apply``."""
         own = {f.name: getattr(self.module, f.name) for f in fields(self.module)}
         module = self.module.clone(**_dtypes(own, wide))
         bound = LinenFunction(module, {"params": params, **rest})
-        value = loss_fn(bound, batch)
+        self.order = []
+        with nn.intercept_methods(noting(self.order)):
+            value = loss_fn(bound, batch)
         return Called(value, self.split(bound.variables)[1], bound.calls)
 
 
@@ -190,6 +204,7 @@ class BareModel:
                 within = getattr(within, part)
             setattr(within, name, nnx.Param(leaf))
         self.hidden: set[str] = set()
+        self.order: Order = []
 
     def split(self, variables: Any) -> tuple[Any, Any]:
         """Take all for parameters."""
@@ -201,22 +216,24 @@ class BareModel:
         return params
 
     def call(
-        self, loss_fn: LossFn, params: Any, rest: Any, batch: Any, *, wide: bool
+        self, loss_fn: LossFn, params: Any, rest: Any, batch: Any, *, wide: bool | None
     ) -> Called:
         """Give the loss function the parameters."""
         del wide
         return Called(loss_fn(params, batch), rest, {})
 
 
-def _dtypes(attributes: Mapping[str, Any], wide: bool) -> dict[str, Any]:
+def _dtypes(attributes: Mapping[str, Any], wide: bool | None) -> dict[str, Any]:
     """Return those of a module's attributes that hold it to a dtype, with another.
 
     Args:
         attributes: All that it has, by name.
         wide: Whether it is to compute in float64; otherwise in no wider dtype than
-            float32.
+            float32. None leaves it as it is.
     """
     found: dict[str, Any] = {}
+    if wide is None:
+        return found
     for name, value in attributes.items():
         if not name.endswith("dtype") or value is None:
             continue

@@ -9,6 +9,7 @@ import numpy as np
 
 from jaxclip.parity._noise import l2
 from jaxclip.parity._verify._results import StageResult
+from jaxclip.parity._verify._words import TORCH, Words
 
 Array = np.ndarray[Any, Any]
 
@@ -60,14 +61,19 @@ def inaccuracy(
 
 
 def explained(
-    result: StageResult, recorded: Array, port: Array, grads: Mapping[str, Array]
+    result: StageResult,
+    recorded: Array,
+    port: Array,
+    grads: Mapping[str, Array],
+    words: Words = TORCH,
 ) -> StageResult:
     """Let a norm pass in which torch is the inaccurate side, and say so."""
     share = inaccuracy(recorded, port, grads)
     if share == 1.0:
         return result
     note = (
-        f"torch is the inaccurate side: its norm is {abs(share - 1):.2g} of itself "
+        f"{words.recorded} is the inaccurate side: its norm is "
+        f"{abs(share - 1):.2g} of itself "
         "from that of its own gradients, added up in float64; the port's is nearer"
     )
     tensors = tuple(

@@ -11,11 +11,13 @@ from jaxclip.parity._trace._records import LoopWarning
 from jaxclip.parity._verify import _json, _table, _text
 from jaxclip.parity._verify._free_run import FreeRun
 from jaxclip.parity._verify._results import (
+    BATCH,
     STAGES,
     NotCompared,
     StageResult,
     TensorResult,
 )
+from jaxclip.parity._verify._words import TORCH, Words
 
 if TYPE_CHECKING:
     from rich.console import RenderableType
@@ -35,6 +37,7 @@ class Report:
         free_run: The port training on by itself; None if it was not asked for.
         warnings: The mistakes of the recorded loop.
         notes: What else there is to say of the recording or of the port.
+        words: What the two sides are called.
     """
 
     trace: str
@@ -44,6 +47,7 @@ class Report:
     free_run: FreeRun | None = None
     warnings: tuple[LoopWarning, ...] = ()
     notes: tuple[str, ...] = ()
+    words: Words = TORCH
 
     # Where users import it from, which is what they should see.
     __module__ = "jaxclip.parity"
@@ -52,15 +56,17 @@ class Report:
         """Refuse to speak of nothing.
 
         Raises:
-            ParityError: If nothing was compared but the weights, which were loaded.
+            ParityError: If nothing was compared but the weights, which were loaded,
+                or the batch.
         """
-        if not any(stage.tensors for stage in self.stages if stage.stage != "weights"):
+        given = (BATCH, "weights")
+        if not any(stage.tensors for stage in self.stages if stage.stage not in given):
             reasons = {
                 str(left) for stage in self.stages for left in stage.not_compared
             }
             raise ParityError(
                 f"nothing was compared: of {self.trace!r} no stage could be held "
-                f"against the port. {'; '.join(sorted(reasons))}"
+                f"against {self.words.port}. {'; '.join(sorted(reasons))}"
             )
 
     @property
@@ -98,7 +104,13 @@ class Report:
         found = dict.fromkeys(
             (stage.stage, left) for stage in self.stages for left in stage.not_compared
         )
-        return tuple(sorted(found, key=lambda item: STAGES.index(item[0])))
+        return tuple(sorted(found, key=lambda item: self.stage_names.index(item[0])))
+
+    @property
+    def stage_names(self) -> tuple[str, ...]:
+        """The names of the stages, in order."""
+        both_given = any(stage.stage == BATCH for stage in self.stages)
+        return (BATCH, *STAGES) if both_given else STAGES
 
     def of_stage(self, stage: str) -> tuple[StageResult, ...]:
         """Return what was found of a stage, step by step.
@@ -107,11 +119,12 @@ class Report:
             stage: One of ``"weights"``, ``"activations"``, ``"output"``, ``"loss"``,
                 ``"gradients"``, ``"total norm"``, ``"clipped gradients"``,
                 ``"update"``, ``"optimizer state"``, ``"parameters after"`` and
-                ``"buffers after"``.
+                ``"buffers after"``; and ``"batch"``, where two recordings were
+                compared.
         """
-        if stage not in STAGES:
+        if stage not in (BATCH, *STAGES):
             raise ValueError(
-                f"stage is {stage!r}; it must be one of {', '.join(STAGES)}."
+                f"stage is {stage!r}; it must be one of {', '.join((BATCH, *STAGES))}."
             )
         return tuple(each for each in self.stages if each.stage == stage)
 

@@ -11,6 +11,7 @@ from jaxclip.parity._comparison import Leaf, TensorComparison
 from jaxclip.parity._noise import l2
 from jaxclip.parity._verify._hints import hint
 from jaxclip.parity._verify._samples import Rule, Sample
+from jaxclip.parity._verify._words import TORCH, Words
 
 STAGES = (
     "weights",
@@ -26,6 +27,9 @@ STAGES = (
     "buffers after",
 )
 """The stages of a step that are compared, in order."""
+
+BATCH = "batch"
+"""A stage before them, where two recordings are compared: what both were given."""
 
 
 @dataclass(frozen=True)
@@ -168,9 +172,10 @@ def refused(
     torch: Array | None = None,
     port: Array | None = None,
     module: str = "",
+    words: Words = TORCH,
 ) -> TensorResult:
     """Return what differs otherwise than by its values."""
-    leaf = Leaf(name, {"torch": torch, "port": port})
+    leaf = Leaf(name, dict(zip(words.labels, (torch, port), strict=True)))
     return TensorResult(
         *(step, stage, name, module, False, detail, leaf.refused(detail))
     )
@@ -194,8 +199,12 @@ def _figures(
         "tolerance": float(np.max(needed, initial=0.0)) if finite.all() else math.inf,
         "torch_error": _over(a - exact, exact),
         "port_error": _over(b - exact, exact),
-        "hint": "" if comparison.passed else hint(torch, port, float(np.max(allowed))),
+        "hint": "" if comparison.passed else _hint(sample, torch, port, allowed),
     }
+
+
+def _hint(sample: Sample, torch: Array, port: Array, allowed: Array) -> str:
+    return hint(torch, port, float(np.max(allowed)), sample.words)
 
 
 def _over(part: Array, whole: Array) -> float:

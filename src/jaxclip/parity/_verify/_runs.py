@@ -10,6 +10,7 @@ import jax.numpy as jnp
 import numpy as np
 import optax
 
+from jaxclip.parity._verify._draws import drawn_in_float32
 from jaxclip.parity._verify._models import Model
 from jaxclip.parity._verify._port import Port
 from jaxclip.parity._verify._samples import is_float
@@ -23,17 +24,21 @@ class Precision:
 
     Attributes:
         wide: Whether in float64. Otherwise in the recorded dtype; in float32 where
-            that is float64, so that there is noise to be measured.
+            that is float64, so that there is noise to be measured. None leaves all as
+            it is.
         draw: 0 for what the port is given as it is. Otherwise every float but those of
             the batch is changed by an ulp up or down, by lot: which draw of it this is.
     """
 
-    wide: bool
+    wide: bool | None
     draw: int = 0
 
     @contextlib.contextmanager
     def active(self) -> Iterator[None]:
         """Compute with 64 bits or without."""
+        if self.wide is None:
+            yield
+            return
         with jax.enable_x64(self.wide):
             yield
 
@@ -81,11 +86,15 @@ class Runs:
     Args:
         model: The port's model.
         port: What the user says of it.
+        float32_draws: Whether a run in float64 draws its dropout as one in float32.
     """
 
-    def __init__(self, model: Model, port: Port) -> None:
+    def __init__(
+        self, model: Model, port: Port, *, float32_draws: bool = False
+    ) -> None:
         """Compile nothing yet."""
         self._model, self._port = model, port
+        self._float32_draws = float32_draws
         clip = optax.identity() if port.clip is None else port.clip
         self.fresh_clip = jax.jit(clip.init)
         self.fresh_optimizer = jax.jit(port.optimizer.init)
@@ -124,12 +133,14 @@ class Runs:
         return made
 
     def _loss_and_grads(
-        self, params: Any, rest: Any, batch: Any, *, wide: bool
+        self, params: Any, rest: Any, batch: Any, *, wide: bool | None
     ) -> Forward:
         def loss(params: Any) -> Any:
-            called = self._model.call(
-                self._port.loss_fn, params, rest, batch, wide=wide
-            )
+            alike = self._float32_draws and wide
+            with drawn_in_float32() if alike else contextlib.nullcontext():
+                called = self._model.call(
+                    self._port.loss_fn, params, rest, batch, wide=wide
+                )
             value, outputs = _parts(called.value)
             return value, (outputs, called.rest, called.calls)
 

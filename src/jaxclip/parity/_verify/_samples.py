@@ -10,6 +10,7 @@ import numpy as np
 from jaxclip.parity._arrays import Array, widened
 from jaxclip.parity._comparison import Leaf, TensorComparison
 from jaxclip.parity._noise import l2, noise_dtypes, peak, rounded_elements, tolerance
+from jaxclip.parity._verify._words import TORCH, Words
 
 FLOOR_ULPS = 4.0
 """The least noise to assume, in ulps."""
@@ -45,6 +46,7 @@ class Sample:
         wide: As the port computes it in float64.
         grain: To what each element was rounded besides, in absolute terms: a difference
             of parameters is as coarse as the parameters.
+        words: What the two sides are called.
     """
 
     name: str
@@ -53,6 +55,13 @@ class Sample:
     narrow: tuple[Array, ...]
     wide: Array
     grain: Array | None = None
+    words: Words = TORCH
+
+    @property
+    def leaf(self) -> Leaf:
+        """The recorded and the computed tensor."""
+        sides = zip(self.words.labels, (self.torch, self.port), strict=True)
+        return Leaf(self.name, dict(sides))
 
     @property
     def is_wide(self) -> bool:
@@ -156,7 +165,7 @@ class Rule:
     def __call__(self, sample: Sample) -> tuple[TensorComparison, Array]:
         """Judge a sample: the comparison, and what each element may differ by."""
         nothing = np.zeros(())
-        leaf = Leaf(sample.name, {"torch": sample.torch, "port": sample.port})
+        leaf = sample.leaf
         problem = leaf.conflict("shape", lambda array: array.shape)
         problem = problem or leaf.conflict("dtype", lambda array: array.dtype)
         if problem:
@@ -187,25 +196,30 @@ class Rule:
             widened(array[rounded])
             for array in (sample.torch, sample.port, sample.wide)
         )
+        recorded, candidate = sample.words
         of_torch, of_port = torch - wide, port - wide
         ratio, peak_ratio = l2(of_torch) / noise.norm, peak(of_torch) / noise.peak
         port_ratio = max(
             l2(of_port) / max(l2(of_torch), noise.floor_norm),
             peak(of_port) / max(peak(of_torch), noise.floor_peak),
         )
-        drowned = factor * noise.norm >= l2(wide) and noise.measured > noise.floor_norm
+        drowned = (
+            factor * noise.norm >= l2(wide)
+            and noise.measured > noise.floor_norm
+            and bool((torch != port).any())
+        )
         if drowned:
             verdict = "noise leaves nothing to compare"
         elif max(ratio, peak_ratio) > factor:
             verdict = "more than noise"
         elif port_ratio > PORT_FACTOR:
-            verdict = "the port loses digits that torch keeps"
+            verdict = f"{candidate} loses digits that {recorded} keeps"
         else:
             verdict = "within noise"
         judged = leaf.judged(
             verdict == "within noise",
-            f"{verdict}: torch is {max(ratio, peak_ratio):.3g} times the noise from "
-            f"the port in float64, up to {factor:g}",
+            f"{verdict}: {recorded} is {max(ratio, peak_ratio):.3g} times the noise "
+            f"from the port in float64, up to {factor:g}",
             ratio=ratio,
             peak_ratio=peak_ratio,
             candidate_ratio=port_ratio,

@@ -16,7 +16,8 @@ import numpy as np
 from jaxclip import ClipState
 from jaxclip.convert import ConversionError
 from jaxclip.parity._trace._step import Step
-from jaxclip.parity._verify._alignment import Alignment, Place
+from jaxclip.parity._verify._aligned import Aligned
+from jaxclip.parity._verify._alignment import Place
 from jaxclip.parity._verify._models import Model
 from jaxclip.parity._verify._runs import Precision, Runs, nested_batch
 
@@ -71,7 +72,7 @@ class Bench:
     """
 
     model: Model
-    alignment: Alignment
+    alignment: Aligned
     runs: Runs
     clips: bool
 
@@ -96,7 +97,12 @@ class Bench:
             steps_taken(step),
             cast,
         )
-        return variables, self.runs.fresh_clip(params), opt_state
+        return variables, self.clip_state(step, params, precision), opt_state
+
+    def clip_state(self, step: Step, params: Any, precision: Precision) -> Any:
+        """Return the state that the clip has at a step, or a fresh one."""
+        fresh = self.runs.fresh_clip(params)
+        return self.alignment.clip_state(step.opt_state, fresh, params, precision.cast)
 
     def batch(self, step: Step, precision: Precision) -> dict[str, Any]:
         """Return the batch of a step.
@@ -135,11 +141,11 @@ class Bench:
     ) -> None:
         own, cast = self.alignment, precision.cast
         grads = own.replaced(grads, step.grads, cast)
-        clip_state = self.runs.fresh_clip(params)
+        clip_state = self.clip_state(step, params, precision)
         if self.clips:
             grads, clip_state = self.runs.clipped(grads, clip_state, params)
             side.clipped = own.params(grads)
-            side.total_norm = _norm_in(clip_state)
+            side.total_norm = norm_in(clip_state)
             grads = own.replaced(grads, step.final_grads, cast)
         try:
             _, _, opt_state = self.start(step, precision)
@@ -148,12 +154,12 @@ class Bench:
             return
         after, opt_state = self.runs.optimized(grads, opt_state, params)
         if not self.clips:
-            side.total_norm = _norm_in(opt_state)
+            side.total_norm = norm_in(opt_state)
         before, side.params = own.params(params), own.params(after)
         side.update = {
             name: array - before[name] for name, array in side.params.items()
         }
-        side.kept = own.kept(opt_state)
+        side.kept = own.kept(opt_state, clip_state, params)
 
 
 def stepped(step: Step) -> bool:
@@ -164,11 +170,15 @@ def stepped(step: Step) -> bool:
 
 def steps_taken(step: Step) -> int:
     """Return how many steps the optimizer had taken before a recorded one."""
-    counts = [int(own["step"]) for own in step.opt_state.values() if "step" in own]
+    counts = [
+        int(own["step"])
+        for own in step.opt_state.values()
+        if "step" in own and own["step"].ndim == 0
+    ]
     return max(counts, default=step.number)
 
 
-def _norm_in(state: Any) -> Array | None:
+def norm_in(state: Any) -> Array | None:
     """Return the norm that a clip of jaxclip's took, if there is one such clip."""
     parts = jax.tree.leaves(state, is_leaf=lambda part: isinstance(part, ClipState))
     norms = [part.total_norm for part in parts if isinstance(part, ClipState)]

@@ -5,7 +5,6 @@ from typing import Any
 
 import numpy as np
 
-from jaxclip.parity._comparison import Leaf
 from jaxclip.parity._verify._alignment import Place
 from jaxclip.parity._verify._assembly import DIGESTED, Assembly
 from jaxclip.parity._verify._norms import explained, inaccuracy
@@ -19,7 +18,6 @@ from jaxclip.parity._verify._sides import stepped
 Array = np.ndarray[Any, Any]
 Arrays = Mapping[Any, Array]
 
-_SKIPPED = "torch's optimizer took no step, or what it left was not recorded"
 _NO_STEP = "the optimizer's state does not fit"
 _NO_OUTPUT = "loss_fn returns no such output"
 
@@ -36,8 +34,12 @@ class Comparing(Assembly):
         yield self._gradients()
         if not stepped(self.step):
             skipped = ("total norm", "clipped gradients", "update", "optimizer state")
+            why = (
+                f"{self.words.recorded}'s optimizer took no step, or what it left was "
+                "not recorded"
+            )
             for stage in (*skipped, "parameters after"):
-                yield self.stage(stage, (), [NotCompared("", _SKIPPED)])
+                yield self.stage(stage, (), [NotCompared("", why)])
         else:
             yield self._total_norm()
             yield self._clipped()
@@ -55,7 +57,8 @@ class Comparing(Assembly):
 
     def _weights(self) -> StageResult:
         untied = [
-            f"{' and '.join(map(repr, names))} are one parameter in torch, and "
+            f"{' and '.join(map(repr, names))} are one parameter in "
+            f"{self.words.recorded}, and "
             f"{len(names)} in the port"
             for names in self.alignment.untied
         ]
@@ -134,7 +137,8 @@ class Comparing(Assembly):
         )
 
     def _frozen(self) -> dict[str, str]:
-        return {name: "takes no gradient in torch" for name in self.run.frozen}
+        why = f"takes no gradient in {self.words.recorded}"
+        return dict.fromkeys(self.run.frozen, why)
 
     def _with_absent(self, stage: str, grads: Arrays) -> dict[str, Array]:
         """Give the parameters that torch has no gradient of one of zeros."""
@@ -149,7 +153,7 @@ class Comparing(Assembly):
     def _total_norm(self) -> StageResult:
         recorded = self.step.total_norm
         if recorded is None:
-            why = "torch's loop took no norm"
+            why = f"{self.words.recorded}'s loop took no norm"
         elif self.wide.total_norm is None:
             why = "the port's clip keeps no norm, as those of jaxclip do"
         else:
@@ -158,7 +162,9 @@ class Comparing(Assembly):
                 {"total norm": recorded},
                 lambda side: {"total norm": side.total_norm},
             )
-            return explained(result, recorded, self.wide.total_norm, self.step.grads)
+            return explained(
+                *(result, recorded, self.wide.total_norm, self.step.grads, self.words)
+            )
         return self.stage("total norm", (), [NotCompared("", why)])
 
     def _clipped(self) -> StageResult:
@@ -229,13 +235,7 @@ class Comparing(Assembly):
         }
         result = self.by_name("optimizer state", recorded, lambda side: side.kept)
         extra = [
-            refused(
-                *(self.step.number, "optimizer state", name),
-                Leaf(name, {"torch": None, "port": array}).conflict(
-                    "structure", lambda _: "an array"
-                ),
-                port=array,
-            )
+            self.missing("optimizer state", name, port=array)
             for name, array in self.wide.kept.items()
             if name not in recorded and not self.alignment.is_alias(name)
         ]

@@ -5,8 +5,10 @@ from collections.abc import Callable, Collection, Iterable, Iterator, Sequence
 
 from jaxclip.parity._trace._reader import Trace, open_trace
 from jaxclip.parity._trace._step import Step
+from jaxclip.parity._verify._aligned import Aligned
 from jaxclip.parity._verify._alignment import Alignment
 from jaxclip.parity._verify._free_run import run_freely
+from jaxclip.parity._verify._jax_alignment import JaxAlignment
 from jaxclip.parity._verify._models import read_model
 from jaxclip.parity._verify._port import Port
 from jaxclip.parity._verify._report import Report
@@ -15,6 +17,7 @@ from jaxclip.parity._verify._runs import Precision, Runs
 from jaxclip.parity._verify._samples import Rule
 from jaxclip.parity._verify._sides import Bench
 from jaxclip.parity._verify._stages import Comparing
+from jaxclip.parity._verify._words import words_for
 
 
 def verify(
@@ -109,8 +112,14 @@ def verify(
             "there is nothing to start from."
         )
     model = read_model(port.model)
-    alignment = Alignment(model, port, opened.run, first)
-    bench = Bench(model, alignment, Runs(model, port), port.clip is not None)
+    alignment: Aligned = (
+        JaxAlignment(model, port, first)
+        if opened.run.framework == "jax"
+        else Alignment(model, port, opened.run, first)
+    )
+    # A recording with 64 bits drew in float64, which a run in float32 cannot.
+    runs = Runs(model, port, float32_draws=opened.run.settings.get("x64") == "False")
+    bench = Bench(model, alignment, runs, port.clip is not None)
     found: list[StageResult] = []
     random: set[str] = set()
     for done, index in enumerate(wanted, 1):
@@ -130,6 +139,7 @@ def verify(
         free_run=free,
         warnings=opened.warnings,
         notes=tuple(_notes(opened, first, random)),
+        words=words_for(opened.run.framework),
     )
 
 
