@@ -25,4 +25,5 @@ from jaxclip.parity._trace._step import Step as Step
 from jaxclip.parity._verify._comparing import compare as compare
 from jaxclip.parity._verify._port import Port as Port
 from jaxclip.parity._verify._report import Report as Report
+from jaxclip.parity._verify._two_traces import compare_traces as compare_traces
 from jaxclip.parity._verify._verifying import verify as verify

@@ -60,7 +60,8 @@ class Report:
                 or the batch.
         """
         given = (BATCH, "weights")
-        if not any(stage.tensors for stage in self.stages if stage.stage not in given):
+        compared = (s for s in self.stages if s.tensors and s.stage not in given)
+        if not any(compared) and self.first is None:
             reasons = {
                 str(left) for stage in self.stages for left in stage.not_compared
             }

@@ -1,6 +1,7 @@
 """What verifying found of each tensor, and of each stage of a step."""
 
 import math
+from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any
 
@@ -10,7 +11,7 @@ from jaxclip.parity._arrays import Array, differences, widened
 from jaxclip.parity._comparison import Leaf, TensorComparison
 from jaxclip.parity._noise import l2
 from jaxclip.parity._verify._hints import hint
-from jaxclip.parity._verify._samples import Rule, Sample
+from jaxclip.parity._verify._samples import Sample
 from jaxclip.parity._verify._words import TORCH, Words
 
 STAGES = (
@@ -145,7 +146,12 @@ class StageResult:
         return "different" if self.failures else "same"
 
 
-def judged(step: int, stage: str, sample: Sample, rule: Rule) -> TensorResult:
+def judged(
+    step: int,
+    stage: str,
+    sample: Sample,
+    rule: Callable[[Sample], tuple[TensorComparison, Array]],
+) -> TensorResult:
     """Judge a sample, and measure it."""
     with np.errstate(all="ignore"):  # it is for the report to speak of NaN
         comparison, allowed = rule(sample)

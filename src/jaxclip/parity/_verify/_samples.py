@@ -133,12 +133,14 @@ class Rule:
         equal_nan: Whether NaN equals NaN.
         rtol: A relative tolerance instead; with ``atol``, or not at all.
         atol: An absolute tolerance.
+        port_factor: How many times the recorded side's error the port's may be.
     """
 
     factor: float = 4.0
     equal_nan: bool = False
     rtol: float | None = None
     atol: float | None = None
+    port_factor: float = PORT_FACTOR
 
     def __post_init__(self) -> None:
         """Refuse what is no tolerance."""
@@ -212,14 +214,14 @@ class Rule:
             verdict = "noise leaves nothing to compare"
         elif max(ratio, peak_ratio) > factor:
             verdict = "more than noise"
-        elif port_ratio > PORT_FACTOR:
+        elif port_ratio > self.port_factor:
             verdict = f"{candidate} loses digits that {recorded} keeps"
         else:
             verdict = "within noise"
         judged = leaf.judged(
             verdict == "within noise",
             f"{verdict}: {recorded} is {max(ratio, peak_ratio):.3g} times the noise "
-            f"from the port in float64, up to {factor:g}",
+            f"from {candidate} in float64, up to {factor:g}",
             ratio=ratio,
             peak_ratio=peak_ratio,
             candidate_ratio=port_ratio,
