@@ -205,7 +205,9 @@ def test_a_change_is_found_in_a_later_step(plain, exact, tmp_path):
     ("changes", "stage"),
     [
         ({"model": Net(rngs=nnx.Rngs(0), fault="swapped kernel")}, "activations"),
-        ({"optimizer": optim.adamw(2 * LR)}, "update"),
+        pytest.param(
+            {"optimizer": optim.adamw(2 * LR)}, "update", marks=pytest.mark.long
+        ),
     ],
 )
 def test_a_change_of_jax_is_found_where_it_is(jax_traces, tmp_path, changes, stage):
@@ -424,6 +426,7 @@ def test_the_command_ends_with_the_verdict(plain, exact, tmp_path, capsys):
     assert "is not of the form OLD=NEW" in capsys.readouterr().err
 
 
+@pytest.mark.long
 def test_the_command_renames(jax_traces, tmp_path):
     other = jax_run(tmp_path / "moved.trace", port(model=Renamed(rngs=nnx.Rngs(0))))
     pairs = [f"{old}={new}" for old, new in RENAME.items()]

@@ -39,6 +39,10 @@ def _quick_compilation():
     jax.config.update("jax_disable_most_optimizations", before)
 
 
+# Of what rounds, one draw is enough where something else is to be seen.
+QUICK = {"steps": 2, "draws": 1, "free_run": False}
+
+
 @pytest.fixture(scope="module")
 def plain(tmp_path_factory):
     """The net, trained by AdamW, clipped."""
@@ -82,6 +86,7 @@ def test_a_step_holds_what_the_step_computed(plain):
     assert (step.outputs[0][""] == step.activations[-1].array).all()
 
 
+@pytest.mark.long
 def test_the_steps_are_those_of_a_loop_by_hand(plain):
     model = Net(rngs=nnx.Rngs(0))
     tx = optax.chain(clip_by_global_norm(MAX_NORM), optim.adamw(LR))
@@ -133,7 +138,16 @@ def test_what_is_kept_is_chosen(tmp_path):
     assert len(open_trace(path)) == 1
 
 
-@pytest.mark.parametrize("dtype", ["bfloat16", "float16", "float32", "float64"])
+@pytest.mark.parametrize(
+    "dtype",
+    [
+        "bfloat16",
+        *(
+            pytest.param(f"float{bits}", marks=pytest.mark.long)
+            for bits in (16, 32, 64)
+        ),
+    ],
+)
 def test_dtypes_are_kept(tmp_path, dtype):
     with jax.enable_x64(dtype == "float64"):
         model = nnx.Linear(4, 2, dtype=dtype, param_dtype=dtype, rngs=nnx.Rngs(0))
@@ -156,6 +170,7 @@ def test_a_loss_that_is_not_finite_is_named_once(tmp_path):
     assert open_trace(tmp_path / "run.trace").warnings == run.warnings
 
 
+@pytest.mark.long
 def test_a_run_that_is_killed_leaves_its_whole_steps(tmp_path):
     path = tmp_path / "run.trace"
     code = f"""
@@ -174,6 +189,18 @@ def test_a_run_that_is_killed_leaves_its_whole_steps(tmp_path):
     assert (len(trace), trace.finished) == (2, False)
     report = verify(path, port(), steps=1)
     assert "did not come to its end" in str(report)
+
+
+def test_a_run_that_fails_leaves_its_whole_steps(tmp_path):
+    def fail():
+        with record_jax(tmp_path / "run.trace", activations=False) as run:
+            run.add(params={"w": np.ones(2, "f")}, loss=1.0)
+            raise KeyError
+
+    with pytest.raises(KeyError):
+        fail()
+    trace = open_trace(tmp_path / "run.trace")
+    assert (len(trace), trace.finished) == (1, False)
 
 
 # A loop of the user's own.
@@ -224,7 +251,7 @@ def test_a_loop_hands_over_what_it_has(tmp_path):
     assert compared >= {"output", "gradients", "update", "optimizer state"}
     wrong = optax.inject_hyperparams(optax.adam)(lambda count: LR / (1 + 2 * count))
     own = port(model=model, optimizer=wrong, clip=None)
-    report = verify(tmp_path / "run.trace", own)
+    report = verify(tmp_path / "run.trace", own, **QUICK)
     assert (report.first.step, report.first.stage) == (1, "update")
 
 
@@ -295,7 +322,10 @@ def test_what_cannot_be_recorded_is_refused(tmp_path):
             marks=pytest.mark.long,
         ),
         pytest.param(
-            optax.inject_hyperparams(optax.rmsprop)(optax.exponential_decay(LR, 1, 0.5))
+            optax.inject_hyperparams(optax.rmsprop)(
+                optax.exponential_decay(LR, 1, 0.5)
+            ),
+            marks=pytest.mark.long,
         ),
         pytest.param(
             optax.partition(
@@ -323,7 +353,7 @@ def test_a_run_is_the_same_as_itself_to_the_bit(tmp_path, optimizer):
 
 def test_modules_may_have_moved(plain):
     moved = port(model=Renamed(rngs=nnx.Rngs(1)), rename=RENAME)
-    report = verify(plain, moved)
+    report = verify(plain, moved, **QUICK)
     report.raise_if_different()
     [activations, *_] = report.of_stage("activations")
     assert [t.name for t in activations.tensors] == ["fc", "fc, call 1", "bn", "head"]
@@ -336,14 +366,24 @@ def test_modules_may_have_moved(plain):
     assert "the recording's 'fc.kernel' (4, 4) is not in the port" in str(caught.value)
 
 
-def test_an_nnx_run_holds_a_linen_port_and_the_other_way_round(plain, tmp_path):
+@pytest.fixture(scope="module")
+def linen_port():
+    """The port of the Linen net."""
     x = jnp.ones((1, 4))
     variables = LinenNet().init(jax.random.key(1), x, train=True)
-    own = port(model=(LinenNet(), variables), loss_fn=linen_loss)
-    report = verify(plain, own)
+    return port(model=(LinenNet(), variables), loss_fn=linen_loss)
+
+
+def test_an_nnx_run_holds_a_linen_port(plain, linen_port):
+    report = verify(plain, linen_port, **QUICK)
     report.raise_if_different()
     assert not report.of_stage("activations")[0].not_compared
-    path = jax_run(tmp_path / "linen.trace", own)
+    assert report.of_stage("buffers after")[0].verdict == "same"
+
+
+@pytest.mark.long
+def test_a_linen_run_holds_an_nnx_port(linen_port, tmp_path):
+    path = jax_run(tmp_path / "linen.trace", linen_port)
     verify(path, port()).raise_if_different()
     step = open_trace(path)[0]
     assert [(a.module, a.call) for a in step.activations] == [
@@ -359,7 +399,7 @@ def test_bare_parameters_are_recorded(tmp_path):
 
     own = Port({"layer": {"w": np.ones((4, 2), "f")}}, loss, optax.adam(LR))
     path = jax_run(tmp_path / "run.trace", own)
-    verify(path, own).raise_if_different()
+    verify(path, own, **QUICK).raise_if_different()
     assert {*open_trace(path)[0].params} == {"layer.w"}
 
 
@@ -389,6 +429,7 @@ def test_dropout_draws_the_same_again(tmp_path):
     assert report.of_stage("output")[0].tensors[0].port_error < 1e-6
 
 
+@pytest.mark.long
 def test_dropout_of_linen_draws_from_a_key_in_the_batch(tmp_path):
     class Linen(linen.Module):
         @linen.compact
@@ -428,7 +469,7 @@ def test_dropout_of_linen_draws_from_a_key_in_the_batch(tmp_path):
             *("clipped gradients", None),
             marks=pytest.mark.long,
         ),
-        ({"clip": None}, "optimizer state", ""),
+        pytest.param({"clip": None}, *("optimizer state", ""), marks=pytest.mark.long),
         pytest.param(
             {"optimizer": optim.sgd(LR)},
             *("optimizer state", ""),
@@ -437,7 +478,7 @@ def test_dropout_of_linen_draws_from_a_key_in_the_batch(tmp_path):
     ],
 )
 def test_a_bug_is_found_where_it_is(plain, changes, stage, module):
-    report = verify(plain, port(**changes))
+    report = verify(plain, port(**changes), **QUICK)
     assert not report
     assert report.first.stage == stage
     assert module is None or report.first.module == module
@@ -445,12 +486,13 @@ def test_a_bug_is_found_where_it_is(plain, changes, stage, module):
 
 
 def test_other_transformations_are_said(plain):
-    report = verify(plain, port(optimizer=optax.adam(LR)), free_run=False)
+    report = verify(plain, port(optimizer=optax.adam(LR)), **QUICK)
     said = " ".join(tensor.detail for tensor in report.failures)
     assert "the port's optimizer keeps 'fc.kernel/1.0.mu', which is not" in said
     assert "the recorded optimizer kept 'fc.kernel/1.exp_avg', and the port's" in said
 
 
+@pytest.mark.long
 def test_a_run_in_float64_settles_it(tmp_path):
     with jax.enable_x64(True):
         model = Net(rngs=nnx.Rngs(0))

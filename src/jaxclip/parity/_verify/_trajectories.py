@@ -1,18 +1,17 @@
 """The stages of a step as two recordings have it, each on its own way."""
 
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
 from typing import Any
 
 import jax.numpy as jnp
 import numpy as np
 
-from jaxclip.convert._names import Rename, target_names
 from jaxclip.parity._trace._digest import Digest
 from jaxclip.parity._trace._records import Run
 from jaxclip.parity._trace._step import Step
-from jaxclip.parity._verify._alignment import Place
 from jaxclip.parity._verify._assembly import DIGESTED
+from jaxclip.parity._verify._held import Held, Names, held, module_of, update_of
 from jaxclip.parity._verify._results import (
     BATCH,
     STAGES,
@@ -26,9 +25,6 @@ from jaxclip.parity._verify._trace_rules import TraceRule
 from jaxclip.parity._verify._words import TRACES
 
 Array = np.ndarray[Any, Any]
-Held = Mapping[str, Array | Digest]
-"""Arrays by name, or their digests."""
-
 _BITS = TraceRule(False, Rule(equal_nan=True))
 """What is given to both is the same, NaN or not."""
 
@@ -48,69 +44,6 @@ _RECORDED_AS = {
 
 _OPTIMIZED = ("update", "optimizer state", "parameters after")
 """The stages that begin with the gradients."""
-
-
-def held(step: Step, stage: str) -> Held:
-    """Return all that a step has of a stage of a recording, by flat names."""
-    value = getattr(step, stage)
-    found: dict[str, Any] = {}
-    match stage:
-        case "activations" | "masks":
-            return {
-                str(Place(a.module, a.call, a.output)): (
-                    a.array if a.digest is None else a.digest
-                )
-                for a in value
-            }
-        case "outputs":
-            found = {
-                f"{i}/{k}": a for i, own in enumerate(value) for k, a in own.items()
-            }
-        case "loss":
-            found = {str(i): loss for i, loss in enumerate(value)}
-        case "total_norm":
-            found = {} if value is None else {"": value}
-        case "opt_state" | "opt_state_after":
-            found = {f"{n}/{k}": a for n, own in value.items() for k, a in own.items()}
-        case _:
-            found = dict(value)
-    return {**found, **step.digests.get(stage, {})}
-
-
-def update_of(step: Step) -> Held:
-    """Return by how much the parameters changed, where both are kept whole."""
-    return {
-        name: (after.astype(np.float64) - step.params[name].astype(np.float64)).astype(
-            after.dtype
-        )
-        for name, after in step.params_after.items()
-        if name in step.params
-    }
-
-
-@dataclass(frozen=True)
-class Names:
-    """The candidate's names of what the reference has.
-
-    Attributes:
-        rename: How the reference's names become the candidate's.
-    """
-
-    rename: Rename | None
-
-    def __call__(self, stage: str, name: str) -> str:
-        """Rename what belongs to a module or a parameter."""
-        if self.rename is None or stage in ("output", "loss", "total norm", BATCH):
-            return name
-        if stage == "activations":
-            module, comma, rest = name.partition(", ")
-            return self._one(module) + comma + rest
-        parameter, slash, key = name.rpartition("/")
-        return self._one(parameter) + slash + key if slash else self._one(key)
-
-    def _one(self, name: str) -> str:
-        [renamed] = target_names([name], self.rename, ())[0]
-        return renamed
 
 
 @dataclass(frozen=True)
@@ -279,7 +212,7 @@ class Trajectories:
                 *(self.reference.number, stage, self._shown(stage, name), problem),
                 torch=arrays[0],
                 port=arrays[1],
-                module=_module(stage, name),
+                module=module_of(stage, name),
                 words=TRACES,
             )
         )
@@ -305,7 +238,7 @@ class Trajectories:
         drifted: bool,
     ) -> TensorResult | NotCompared:
         number, shown = self.reference.number, self._shown(stage, name, part)
-        module = _module(stage, name)
+        module = module_of(stage, name)
         rule = _BITS if stage == BATCH else self.rule
         reference, candidate = sides
         if any(isinstance(each, Digest) for each in (*sides, exact)):
@@ -360,12 +293,3 @@ class Trajectories:
                 f"step {number}: the reference's loop did {' '.join(kinds[0])}, the "
                 f"candidate's {' '.join(kinds[1])}"
             )
-
-
-def _module(stage: str, name: str) -> str:
-    """Return the module that a tensor belongs to."""
-    if stage in (BATCH, "output", "loss", "total norm"):
-        return ""
-    if stage == "activations":
-        return name.partition(", ")[0]
-    return (name.rpartition("/")[0] or name).rpartition(".")[0]

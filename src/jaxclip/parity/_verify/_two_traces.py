@@ -9,11 +9,12 @@ import numpy as np
 from jaxclip.convert._names import target_names
 from jaxclip.parity._trace._reader import Trace, open_trace
 from jaxclip.parity._trace._step import Step
+from jaxclip.parity._verify._held import Names
 from jaxclip.parity._verify._report import Report
 from jaxclip.parity._verify._results import StageResult
 from jaxclip.parity._verify._samples import Rule, is_float
 from jaxclip.parity._verify._trace_rules import TraceRule
-from jaxclip.parity._verify._trajectories import Names, Trajectories
+from jaxclip.parity._verify._trajectories import Trajectories
 from jaxclip.parity._verify._words import TRACES
 
 AnyTrace = str | os.PathLike[str] | Trace
