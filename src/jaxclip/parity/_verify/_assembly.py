@@ -1,7 +1,7 @@
 """How the arrays of a stage are brought together and judged."""
 
 from collections.abc import Callable, Collection, Iterable, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Any
 
 import jax.numpy as jnp
@@ -11,6 +11,7 @@ from jaxclip.parity._comparison import Leaf
 from jaxclip.parity._trace._records import Run
 from jaxclip.parity._trace._step import Step
 from jaxclip.parity._verify._alignment import Alignment
+from jaxclip.parity._verify._difference import Difference, pictured
 from jaxclip.parity._verify._results import (
     NotCompared,
     StageResult,
@@ -56,6 +57,7 @@ class Assembly:
         wide: As the port computes it in float64.
         alignment: Which array is which.
         rule: By how much they may differ.
+        failing: What differs, by stage and name.
     """
 
     step: Step
@@ -64,6 +66,7 @@ class Assembly:
     wide: Side
     alignment: Alignment
     rule: Rule
+    failing: dict[tuple[str, str], Sample] = field(default_factory=dict, init=False)
 
     def digested(self, stage: str) -> Collection[str]:
         """Name the arrays of a stage of which a digest alone was kept."""
@@ -150,7 +153,15 @@ class Assembly:
             _as(torch.dtype, wide),
             grain,
         )
-        return judged(self.step.number, stage, sample, self.rule)
+        result = judged(self.step.number, stage, sample, self.rule)
+        if not result.passed:
+            self.failing[stage, result.name] = sample
+        return result
+
+    def difference(self, result: TensorResult) -> Difference | None:
+        """Draw how a tensor differs, if its values could be compared."""
+        sample = self.failing.get((result.stage, result.name))
+        return None if sample is None else pictured(sample, self.rule)
 
     def stage(
         self,

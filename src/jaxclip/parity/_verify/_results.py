@@ -10,7 +10,7 @@ from jaxclip.parity._arrays import Array, differences, widened
 from jaxclip.parity._comparison import Leaf, TensorComparison
 from jaxclip.parity._noise import l2
 from jaxclip.parity._verify._hints import hint
-from jaxclip.parity._verify._samples import Rule, Sample
+from jaxclip.parity._verify._samples import PORT_FACTOR, Rule, Sample
 
 STAGES = (
     "weights",
@@ -46,6 +46,7 @@ class TensorResult:
         mismatched: How many of them differ by more than one may.
         ratio: The difference over the noise, as a norm and as the greatest element,
             whichever is larger; over the tolerance, if one was given.
+        allowed: Up to which ratio it passes.
         relative_l2: ``‖port - torch‖ / ‖torch‖``.
         cosine: The cosine of the angle between the two.
         tolerance: The least ``r`` with which ``rtol=r, atol=r * max|torch|`` passes.
@@ -66,6 +67,7 @@ class TensorResult:
     size: int = 0
     mismatched: int = 0
     ratio: float = math.inf
+    allowed: float = math.nan
     relative_l2: float = math.nan
     cosine: float = math.nan
     tolerance: float = math.nan
@@ -75,6 +77,16 @@ class TensorResult:
     def __bool__(self) -> bool:
         """Whether it passed."""
         return self.passed
+
+    @property
+    def share(self) -> float:
+        """The ratio over what is allowed, or the port's loss of digits likewise.
+
+        More than 1 fails; infinite where it fails otherwise than by its figures.
+        """
+        lost = self.comparison.candidate_ratio / PORT_FACTOR
+        share = float(np.fmax(self.ratio / self.allowed, lost))
+        return math.inf if math.isnan(share) and not self.passed else share
 
     def __str__(self) -> str:
         """Say the verdict and the figures in one line."""
@@ -155,6 +167,7 @@ def judged(step: int, stage: str, sample: Sample, rule: Rule) -> TensorResult:
         detail=comparison.detail,
         comparison=comparison,
         size=sample.torch.size,
+        allowed=rule.allowed(sample),
         **measured,
     )
 

@@ -153,6 +153,12 @@ class Rule:
             return f"rtol={self.rtol:g}, atol={self.atol:g}"
         return f"{self.factor:g} times the rounding noise of the port"
 
+    def allowed(self, sample: Sample) -> float:
+        """Return up to which ratio a sample passes."""
+        if self.rtol is not None:
+            return 1.0
+        return self.factor * (FLOAT64_FACTOR if sample.is_wide else 1.0)
+
     def __call__(self, sample: Sample) -> tuple[TensorComparison, Array]:
         """Judge a sample: the comparison, and what each element may differ by."""
         nothing = np.zeros(())
@@ -182,7 +188,7 @@ class Rule:
         self, leaf: Leaf, sample: Sample, rounded: Array
     ) -> tuple[TensorComparison, Array]:
         noise = noise_of(sample, rounded)
-        factor = self.factor * (FLOAT64_FACTOR if sample.is_wide else 1.0)
+        factor = self.allowed(sample)
         torch, port, wide = (
             widened(array[rounded])
             for array in (sample.torch, sample.port, sample.wide)

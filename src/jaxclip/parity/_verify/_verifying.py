@@ -6,6 +6,7 @@ from collections.abc import Callable, Collection, Iterable, Iterator, Sequence
 from jaxclip.parity._trace._reader import Trace, open_trace
 from jaxclip.parity._trace._step import Step
 from jaxclip.parity._verify._alignment import Alignment
+from jaxclip.parity._verify._difference import Difference
 from jaxclip.parity._verify._free_run import run_freely
 from jaxclip.parity._verify._models import read_model
 from jaxclip.parity._verify._port import Port
@@ -112,10 +113,15 @@ def verify(
     alignment = Alignment(model, port, opened.run, first)
     bench = Bench(model, alignment, Runs(model, port), port.clip is not None)
     found: list[StageResult] = []
+    difference: Difference | None = None
     random: set[str] = set()
     for done, index in enumerate(wanted, 1):
         step = opened[index]
-        found += _compared(opened, step, bench, rule, draws)
+        comparing = _on_all_sides(opened, step, bench, rule, draws)
+        for stage in comparing.stages():
+            if stage.failures and not any(earlier.failures for earlier in found):
+                difference = comparing.difference(stage.failures[0])
+            found.append(stage)
         random |= {*step.unexplained_draws, *(mask.module for mask in step.masks)}
         if on_step is not None:
             on_step(done, len(wanted))
@@ -130,15 +136,17 @@ def verify(
         free_run=free,
         warnings=opened.warnings,
         notes=tuple(_notes(opened, first, random)),
+        run=opened.run,
+        difference=difference,
     )
 
 
-def _compared(
+def _on_all_sides(
     trace: Trace, step: Step, bench: Bench, rule: Rule, draws: int
-) -> Iterator[StageResult]:
+) -> Comparing:
     narrow = [bench.side(step, Precision(False, draw)) for draw in range(draws + 1)]
     wide = bench.side(step, Precision(True))
-    return Comparing(step, trace.run, narrow, wide, bench.alignment, rule).stages()
+    return Comparing(step, trace.run, narrow, wide, bench.alignment, rule)
 
 
 def _wanted(trace: Trace, steps: int | Iterable[int] | None) -> list[int]:
