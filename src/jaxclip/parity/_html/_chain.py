@@ -36,7 +36,12 @@ def chain(report: "Report") -> Markup:
     head = el(
         "tr",
         el("th", "Stage", scope="col"),
-        el("th", "Times what is allowed", el("span", " (log scale)"), scope="col"),
+        el(
+            "th",
+            "Times what is allowed",
+            el("span", " (log scale, with a mark at 1)"),
+            scope="col",
+        ),
         el("th", "Worst tensor", scope="col"),
     )
     parts = [
@@ -99,7 +104,7 @@ def _node(name: str, passed: bool | None, of: str, counted: str = "") -> Markup:
     return el(
         "th",
         el("span", icon(passed), class_=f"node {of}"),
-        el("span", link, el("small", counted or "not compared"), class_="stage"),
+        el("span", link, el("small", counted or "not compared"), class_="label"),
         scope="row",
     )
 

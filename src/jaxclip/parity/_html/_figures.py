@@ -55,7 +55,9 @@ def number(value: float, digits: int = 3) -> str:
     if -4 < power < 5:
         text = f"{value:,.{max(0, digits - 1 - power)}f}"
         return text.rstrip("0").rstrip(".") if "." in text else text
-    return f"{mantissa.rstrip('0').rstrip('.') if '.' in mantissa else mantissa}e{power}"
+    return (
+        f"{mantissa.rstrip('0').rstrip('.') if '.' in mantissa else mantissa}e{power}"
+    )
 
 
 def brief(share: float) -> str:

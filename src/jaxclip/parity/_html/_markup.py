@@ -78,11 +78,11 @@ def visible(text: str) -> str:
 
 
 def data(value: Any, **attributes: str) -> Markup:
-    """Build a block of JSON that no string in it can end.
+    r"""Build a block of JSON that no string in it can end.
 
     Example:
         >>> data(["</script>"], id="data")
-        '<script type="application/json" id="data">["\\\\u003c/script>"]</script>'
+        '<script type="application/json" id="data">["\\u003c/script>"]</script>'
     """
     # ASCII, where all but the end of the element is harmless.
     text = json.dumps(value, allow_nan=False, separators=(",", ":"))

@@ -64,7 +64,13 @@ def modules(report: "Report") -> Markup | None:
         ),
         el(
             "div",
-            el("div", el("span", "Module"), *heads, class_="row heads", aria_hidden="true"),
+            el(
+                "div",
+                el("span", "Module"),
+                *heads,
+                class_="row heads",
+                aria_hidden="true",
+            ),
             el("ul", _item(root, first)),
             class_="tree",
         ),

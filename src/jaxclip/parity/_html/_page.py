@@ -31,15 +31,15 @@ def page(report: "Report") -> str:
     """Return the page: the same for the same report."""
     sections = {
         "first": ("Verdict", first_divergence(report)),
-        "picture": ("How it differs", picture(report)),
+        "facts": ("Facts", facts(report)),
         "stages": ("Stages", chain(report)),
         "modules": ("Modules", modules(report)),
         "tensors": ("Tensors", tensors(report)),
+        "picture": ("How it differs", picture(report)),
         "free": ("Free run", trajectory(report)),
         "mistakes": ("Mistakes", mistakes(report)),
         "left": ("Not compared", not_compared(report)),
         "notes": ("Notes", notes(report)),
-        "facts": ("Facts", facts(report)),
     }
     links = (
         el("li", el("a", label, href=f"#{key}"))

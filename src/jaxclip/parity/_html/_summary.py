@@ -1,5 +1,6 @@
 """The verdict, the first divergence, and what was compared."""
 
+import math
 from collections.abc import Iterator
 from typing import TYPE_CHECKING
 
@@ -32,7 +33,9 @@ def icon(passed: bool | None) -> Markup:
     """Draw a tick, a cross, or a dash for what was not compared."""
     shape = {True: "tick", False: "cross", None: "dash"}[passed]
     use = el("use", href=f"#{shape}")
-    return el("svg", use, class_=f"icon {shape}", viewBox="0 0 16 16", aria_hidden="true")
+    return el(
+        "svg", use, class_=f"icon {shape}", viewBox="0 0 16 16", aria_hidden="true"
+    )
 
 
 def _lead(report: "Report") -> Markup:
@@ -83,7 +86,7 @@ def _of_tensor(report: "Report", first: TensorResult) -> Iterator[Markup]:
     yield el("p", first.detail, class_="detail")
     if first.hint:
         yield el("p", el("b", "Looks like: "), first.hint, class_="hint")
-    yield _stats(first, framework(report))
+    yield from _stats(first, framework(report))
     others = len(report.failures) - 1
     if others:
         yield el(
@@ -101,7 +104,7 @@ def _nearest(report: "Report") -> Iterator[Markup]:
     nearest = max(tensors, key=lambda t: t.share if t.share == t.share else 0.0)
     yield _place(nearest)
     yield el("p", nearest.detail, class_="detail")
-    yield _stats(nearest, framework(report))
+    yield from _stats(nearest, framework(report))
 
 
 def _place(tensor: TensorResult) -> Markup:
@@ -118,11 +121,13 @@ def _place(tensor: TensorResult) -> Markup:
     )
 
 
-def _stats(tensor: TensorResult, side: str) -> Markup | None:
+def _stats(tensor: TensorResult, side: str) -> Iterator[Markup]:
+    if math.isnan(tensor.relative_l2):  # nothing was measured
+        return
     found = tensor.comparison
     rows: list[tuple[str, str, str]] = [
         ("Times what is allowed", number(tensor.share), ""),
-        ("Relative L2", number(tensor.relative_l2), f"‖port - {side}‖ / ‖{side}‖"),
+        ("Relative L2", number(tensor.relative_l2), ""),
         ("Cosine", number(tensor.cosine, 7), ""),
         (
             "Greatest difference",
@@ -138,16 +143,18 @@ def _stats(tensor: TensorResult, side: str) -> Markup | None:
         ("From float64", number(tensor.torch_error), side),
         ("From float64", number(tensor.port_error), "the port"),
     ]
-    if tensor.relative_l2 != tensor.relative_l2:  # NaN: nothing was measured
-        return None
-    return el(
+    of = level(tensor.share, tensor.passed)
+    yield el(
         "dl",
         *(
             el(
                 "div",
                 el("dt", term),
-                el("dd", el("b", value), el("span", " ", more) if more else None),
-                class_=level(tensor.share, tensor.passed) if not at else "",
+                el(
+                    "dd",
+                    el("b", value, class_="" if at else of),
+                    el("span", " ", more) if more else None,
+                ),
             )
             for at, (term, value, more) in enumerate(rows)
         ),

@@ -13,8 +13,10 @@ from jaxclip.parity._verify._results import STAGES, TensorResult
 if TYPE_CHECKING:
     from jaxclip.parity._verify._report import Report
 
-PAGE = 50
+PAGE = 25
 """How many rows are shown at once."""
+
+_ORDER = "What differs comes first, in the order of the run."
 
 
 @dataclass(frozen=True)
@@ -67,7 +69,9 @@ def columns(side: str) -> tuple[Column, ...]:
         Column("ulps", "Ulps", "number", lambda t: t.comparison.max_ulps, digits=4),
         Column("ratio", "Times the noise", "number", lambda t: t.ratio),
         Column("allowed", "Allowed", "number", lambda t: t.allowed),
-        Column("rel", "Greatest relative", "number", lambda t: t.comparison.max_rel_diff),
+        Column(
+            "rel", "Greatest relative", "number", lambda t: t.comparison.max_rel_diff
+        ),
         Column("at", "At", "text", lambda t: index(t.comparison.max_abs_index)),
         Column("cosine", "Cosine", "number", lambda t: t.cosine, digits=9),
         Column("tolerance", "rtol that passes", "number", lambda t: t.tolerance),
@@ -101,7 +105,10 @@ def tensors(report: "Report") -> Markup:
         ),
     )
     rest = len(found) - PAGE
-    status = f"{count(len(found), 'tensor')}, of which {len(report.failures):,} differ"
+    status = (
+        f"{count(len(found), 'tensor')}, of which {len(report.failures):,} differ. "
+        f"{_ORDER}"
+    )
     return el(
         "section",
         el("h2", "Tensors", id="h-tensors", tabindex=-1),
@@ -111,7 +118,7 @@ def tensors(report: "Report") -> Markup:
             "div",
             el(
                 "table",
-                el("caption", "What differs comes first, in the order of the run."),
+                el("caption", f"All tensors. {_ORDER}"),
                 el("thead", head),
                 el("tbody", *(_row(tensor, shown) for tensor in found[:PAGE])),
                 id="table",
@@ -124,7 +131,10 @@ def tensors(report: "Report") -> Markup:
         ),
         el(
             "noscript",
-            el("p", f"The other {count(rest, 'row')}, sorting and filters need JavaScript."),
+            el(
+                "p",
+                f"The other {count(rest, 'row')}, sorting and filters need JavaScript.",
+            ),
         )
         if rest > 0
         else None,
@@ -189,13 +199,20 @@ def _cell(tensor: TensorResult, column: Column) -> Markup:
     match column.kind:
         case "verdict":
             said = "same" if value else "different"
-            return el("td", icon(bool(value)), f" {said}", class_="verdict")
+            return el(
+                "td",
+                icon(bool(value)),
+                el("span", f" {said}", class_="said"),
+                class_="verdict",
+            )
         case "stage":
             return el("td", STAGES[value], class_="stage")
         case "name":
             return el("th", name_of(value), scope="row", class_="name")
         case "share":
-            chip = el("span", number(value), class_=f"chip {level(value, tensor.passed)}")
+            chip = el(
+                "span", number(value), class_=f"chip {level(value, tensor.passed)}"
+            )
             return el("td", chip, class_="share")
     missing = math.nan if value is None else value
     return el("td", number(float(missing), column.digits), class_="number")
@@ -206,7 +223,7 @@ def _data(
 ) -> dict[str, Any]:
     """Return all rows, column by column; of texts each but once."""
     texts: dict[str, int] = {}
-    made = {}
+    made: dict[str, list[Any]] = {}
     for column in own:
         values = map(column.value, found)
         if column.kind in ("name", "text"):

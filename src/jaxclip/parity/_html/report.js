@@ -114,7 +114,7 @@
   function cell(c, row) {
     const text = written(c, row);
     const passed = Boolean(column.verdict.values[row]);
-    if (c.kind === "verdict") return make("td", { className: "verdict" }, icon(passed), ` ${text}`);
+    if (c.kind === "verdict") return make("td", { className: "verdict" }, icon(passed), make("span", { className: "said" }, ` ${text}`));
     if (c.kind === "share") {
       const chip = make("span", { className: `chip ${level(c.values[row], passed)}` }, text);
       return make("td", { className: "share" }, chip);
@@ -176,18 +176,19 @@
     const many = (count) => count.toLocaleString("en");
     const differ = rows.filter((row) => !column.verdict.values[row]).length;
     const found = rows.length === total ? many(total) : `${many(rows.length)} of ${many(total)}`;
+    const order = state.sort === null
+      ? "What differs comes first, in the order of the run."
+      : `Sorted by ${column[state.sort].label}, ${state.descending ? "descending" : "ascending"}.`;
     const plural = total === 1 ? "tensor" : "tensors";
     byId("status").textContent = rows.length
-      ? `${found} ${plural}, of which ${many(differ)} differ`
-      : `No tensor matches; there are ${many(total)}`;
+      ? `${found} ${plural}, of which ${many(differ)} differ. ${order}`
+      : `No tensor matches; there are ${many(total)}.`;
     byId("page").textContent = rows.length
       ? `${many(start + 1)} to ${many(start + visible.length)} of ${many(rows.length)}` : "";
     byId("previous").disabled = state.page === 0;
     byId("next").disabled = state.page >= pages - 1;
     document.querySelector(".pages").hidden = pages === 1;
-    table.caption.textContent = state.sort === null
-      ? "What differs comes first, in the order of the run."
-      : `Sorted by ${column[state.sort].label}, ${state.descending ? "descending" : "ascending"}.`;
+    table.caption.textContent = `All tensors. ${order}`;
   }
 
   const filters = ["text", "verdict", "stage", "step"];

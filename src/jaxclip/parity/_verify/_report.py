@@ -153,10 +153,11 @@ class Report:
         with ``step``, ``stage``, ``verdict``, ``tensors``, ``not_compared``,
         ``notes``; ``free_run``, with ``passed``, ``growth``, ``steps``, or null;
         ``warnings`` and ``notes``; ``run``, with the fields of ``Run``, or null;
-        ``difference``, with those of ``Difference``, or null. A tensor has ``step``, ``stage``, ``name``,
-        ``module``, ``passed``, ``detail``, ``hint`` and its figures, as
-        ``TensorResult`` names them, with ``share``, the ratio over what is allowed. The version counts up when a field is taken away
-        or changes its meaning, not when one is added.
+        ``difference``, with those of ``Difference``, or null. A tensor has ``step``,
+        ``stage``, ``name``, ``module``, ``passed``, ``detail``, ``hint`` and its
+        figures, as ``TensorResult`` names them, with ``share``, the ratio over what is
+        allowed. The version counts up when a field is taken away or changes its
+        meaning, not when one is added.
         """
         return _json.plain(self)
 
