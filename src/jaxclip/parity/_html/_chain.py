@@ -100,7 +100,7 @@ def _stage(name: str, stages: tuple[StageResult, ...]) -> Markup:
 
 
 def _node(name: str, passed: bool | None, of: str, counted: str = "") -> Markup:
-    link = el("a", name, href="#tensors", data_stage=name) if counted else name
+    link = el("a", name, href="#h-tensors", data_stage=name) if counted else name
     return el(
         "th",
         el("span", icon(passed), class_=f"node {of}"),
@@ -177,7 +177,7 @@ def _cell(name: str, step: int, stage: StageResult | None) -> Markup:
         "a",
         brief(found.share),
         el("span", f" times what is allowed: {verdict}", class_="hidden"),
-        href="#tensors",
+        href="#h-tensors",
         data_stage=name,
         data_step=step,
     )

@@ -27,7 +27,7 @@ class Column:
         key: What the script calls it.
         label: Its heading.
         kind: How it is written and sorted: ``"verdict"``, ``"stage"``, ``"name"``,
-            ``"text"``, ``"share"`` or ``"number"``.
+            ``"text"``, ``"share"``, ``"count"`` or ``"number"``.
         value: Takes it from a tensor.
         shown: Whether it is shown at once, and not only with all figures.
         digits: With how many digits it is written.
@@ -49,7 +49,7 @@ def columns(side: str) -> tuple[Column, ...]:
     """
     return (
         Column("verdict", "Verdict", "verdict", lambda t: int(t.passed), shown=True),
-        Column("step", "Step", "number", lambda t: t.step, shown=True, digits=9),
+        Column("step", "Step", "count", lambda t: t.step, shown=True),
         Column("stage", "Stage", "stage", lambda t: STAGES.index(t.stage), shown=True),
         Column("name", "Tensor", "name", lambda t: t.name, shown=True),
         Column("share", "Times allowed", "share", lambda t: t.share, shown=True),
@@ -60,12 +60,11 @@ def columns(side: str) -> tuple[Column, ...]:
             shown=True,
         ),
         Column(
-            *("mismatched", "Elements that differ", "number"),
+            *("mismatched", "Elements that differ", "count"),
             lambda t: t.mismatched,
             shown=True,
-            digits=9,
         ),
-        Column("size", "Elements", "number", lambda t: t.size, shown=True, digits=9),
+        Column("size", "Elements", "count", lambda t: t.size, shown=True),
         Column("ulps", "Ulps", "number", lambda t: t.comparison.max_ulps, digits=4),
         Column("ratio", "Times the noise", "number", lambda t: t.ratio),
         Column("allowed", "Allowed", "number", lambda t: t.allowed),
@@ -126,7 +125,7 @@ def tensors(report: "Report") -> Markup:
             ),
             class_="scroll",
             role="region",
-            aria_labelledby="h-tensors",
+            aria_label="Table of tensors",
             tabindex=0,
         ),
         el(
@@ -214,6 +213,8 @@ def _cell(tensor: TensorResult, column: Column) -> Markup:
                 "span", number(value), class_=f"chip {level(value, tensor.passed)}"
             )
             return el("td", chip, class_="share")
+        case "count":
+            return el("td", f"{value:,}", class_="count")
     missing = math.nan if value is None else value
     return el("td", number(float(missing), column.digits), class_="number")
 

@@ -31,14 +31,13 @@
     const [mantissa, exponent] = value.toExponential(digits - 1).split("e");
     const power = Number(exponent);
     const trimmed = (text) => (text.includes(".") ? text.replace(/\.?0+$/, "") : text);
-    if (power <= -4 || power >= 5) {
-      if (!Number.isInteger(value) || digits < 9) return `${trimmed(mantissa)}e${power}`;
-    }
-    const places = Math.max(0, digits - 1 - power);
-    const [whole, part] = value.toFixed(places).split(".");
+    if (power <= -4 || power >= 5) return `${trimmed(mantissa)}e${power}`;
+    const [whole, part] = value.toFixed(Math.max(0, digits - 1 - power)).split(".");
     const grouped = whole.replace(/\B(?=(\d{3})+$)/g, ",");
     return trimmed(part ? `${grouped}.${part}` : grouped);
   }
+
+  const many = (count) => count.toLocaleString("en");
 
   const levels = [[0.03, "a0"], [0.1, "a1"], [0.3, "a2"], [1, "a3"], [10, "b0"],
     [100, "b1"], [1e3, "b2"], [1e5, "b3"]];
@@ -72,6 +71,7 @@
     if (isText(c)) return data.texts[value];
     if (c.kind === "stage") return data.stages[value];
     if (c.kind === "verdict") return value ? "same" : "different";
+    if (c.kind === "count") return many(value);
     return number(value, c.digits);
   }
 
@@ -173,7 +173,6 @@
     const refocus = focused.key ? `thead [data-key="${focused.key}"]`
       : focused.row ? `tbody [data-row="${focused.row}"]` : null;
     if (refocus) table.querySelector(refocus)?.focus();
-    const many = (count) => count.toLocaleString("en");
     const differ = rows.filter((row) => !column.verdict.values[row]).length;
     const found = rows.length === total ? many(total) : `${many(rows.length)} of ${many(total)}`;
     const order = state.sort === null
@@ -233,7 +232,6 @@
     if (!link) return;
     const { stage, step } = link.dataset;
     change({ ...initial(), stage: String(data.stages.indexOf(stage)), step: step ?? "" });
-    byId("h-tensors").focus({ preventScroll: true });
   });
 
   // On paper, all is open.
