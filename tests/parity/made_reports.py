@@ -133,8 +133,9 @@ def large(tensors: int = 2000, steps: int = 10, *, wrong: bool = True) -> Report
             kind = right[(number + step) % len(right)]
             if wrong and stage == "activations" and name >= "layers.7.c":
                 kind = worse
+            detail = f"{kind.detail}, {step}.{number}"  # as good as all are unique
             yield dataclasses.replace(
-                kind, step=step, stage=stage, name=name, module=module
+                kind, step=step, stage=stage, name=name, module=module, detail=detail
             )
 
     return Report(

@@ -75,7 +75,7 @@ def _stage(name: str, stages: tuple[StageResult, ...]) -> Markup:
     found = worst(tensors)
     if found is None:
         reasons = dict.fromkeys(str(n) for stage in stages for n in stage.not_compared)
-        said = "; ".join(reasons) or "not compared"
+        said = "; ".join(reasons)
         return el(
             "tr",
             _node(name, None, "none"),

@@ -6,7 +6,7 @@ from jaxclip.parity._html._histogram import unit
 from jaxclip.parity._html._markup import Markup, el
 from jaxclip.parity._verify._difference import Difference
 
-_SIZE, _LARGEST_CELL, _SMALLEST_CELL = 320, 28, 3
+_SIZE, _LARGEST_CELL, _SMALLEST_CELL = 400, 28, 4
 
 
 def heat_map(found: Difference) -> Markup:
@@ -20,7 +20,8 @@ def heat_map(found: Difference) -> Markup:
             cells.setdefault(of, []).append(f"M{x} {y}h1v1h-1z")
     size = _SIZE // max(height, width)
     size = max(_SMALLEST_CELL, min(_LARGEST_CELL, size))
-    said = _greatest(found)
+    top, left = _greatest(found)
+    said = _said(found)
     return el(
         "figure",
         el("figcaption", el("b", "Where"), f" {_folded(found)}"),
@@ -31,6 +32,10 @@ def heat_map(found: Difference) -> Markup:
             *(
                 el("path", d="".join(parts), class_=f"fill {of}")
                 for of, parts in sorted(cells.items())
+            ),
+            *(
+                el("rect", x=left, y=top, width=1, height=1, class_=ring)
+                for ring in ("ring under", "ring")
             ),
             viewBox=f"0 0 {width} {height}",
             width=size * width,
@@ -74,14 +79,17 @@ def _axes(found: Difference, axes: tuple[int, ...]) -> str:
     return f"{named} ({sizes})"
 
 
-def _greatest(found: Difference) -> str:
-    value, y, x = max(
-        (value, -y, -x)
-        for y, row in enumerate(found.cells)
-        for x, value in enumerate(row)
-    )
-    high, wide = found.block
-    where = f"row {-y * high}, column {-x * wide}"
+def _greatest(found: Difference) -> tuple[int, int]:
+    """Return the row and the column of the first of the greatest cells."""
+    greatest = max(map(max, found.cells))
+    row = next(y for y, values in enumerate(found.cells) if greatest in values)
+    return row, found.cells[row].index(greatest)
+
+
+def _said(found: Difference) -> str:
+    (row, column), (high, wide) = _greatest(found), found.block
+    where = f"row {row * high}, column {column * wide}"
     if high * wide > 1:
-        where = f"the rows from {-y * high} and the columns from {-x * wide} on"
-    return f"The greatest, {number(value)} {unit(found)}, is in {where}."
+        where = f"the rows from {row * high} and the columns from {column * wide} on"
+    value = number(found.cells[row][column])
+    return f"The greatest, {value} {unit(found)}, is in {where}; it has a frame."

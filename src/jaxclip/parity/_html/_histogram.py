@@ -13,9 +13,9 @@ _BASE = _HEIGHT - _BOTTOM
 
 
 def unit(found: Difference) -> str:
-    """Say in which unit the differences are."""
+    """Say in which unit the differences are, after a number of them."""
     allowed = found.unit == "allowed"
-    return "times what one element may" if allowed else "as an absolute number"
+    return "times what one element may differ by" if allowed else "in absolute terms"
 
 
 def histogram(found: Difference) -> Markup | None:
@@ -23,7 +23,7 @@ def histogram(found: Difference) -> Markup | None:
     if not found.counts:
         return None
     low, high = found.exponents[0], found.exponents[-1]
-    said = f"How many elements differ by how much ({unit(found)}); both on a log scale"
+    said = f"How many elements differ by how much, {unit(found)}; both on a log scale"
     described = (
         f"From {number(10**low)} to {number(10**high)}, {unit(found)}. "
         "The table below has the figures."
@@ -111,7 +111,7 @@ def _horizontal(y: float, name: str) -> Markup:
 
 
 def _figures(found: Difference) -> Markup:
-    heads = (f"Differ by ({unit(found)})", "Elements")
+    heads = (f"From, to; {unit(found)}", "Elements")
     rows = (
         el(
             "tr",

@@ -39,11 +39,26 @@ class _Module:
     @property
     def differs(self) -> bool:
         """Whether a tensor of it, or of a module in it, differs."""
-        return self.differs_itself or any(module.differs for module in self.inside)
+        return any(map(_failed, self.own.values())) or any(
+            module.differs for module in self.inside
+        )
+
+    def within(self, stage: str) -> Iterator[TensorResult]:
+        """Yield the tensors of a stage of the modules in it."""
+        for module in self.inside:
+            yield from module.own.get(stage, ())
+            yield from module.within(stage)
 
     @property
-    def differs_itself(self) -> bool:
-        return any(not t.passed for tensors in self.own.values() for t in tensors)
+    def differs_elsewhere(self) -> str:
+        """The first stage in which it differs, if no figure of it is shown."""
+        failed = [stage for stage, own in self.own.items() if _failed(own)]
+        shown = any(stage in _STAGES for stage in failed)
+        return "" if shown or not failed else failed[0]
+
+
+def _failed(tensors: Sequence[TensorResult]) -> bool:
+    return not all(tensor.passed for tensor in tensors)
 
 
 def modules(report: "Report") -> Markup | None:
@@ -58,8 +73,8 @@ def modules(report: "Report") -> Markup | None:
         el("h2", "Modules", id="h-modules"),
         el(
             "p",
-            "Each module's own tensors, the worst of all steps, as times what is "
-            "allowed.",
+            "The worst of each module's own tensors over all steps, as times what is "
+            "allowed; an outlined figure is the worst of what lies in the module.",
             class_="aside",
         ),
         el(
@@ -132,14 +147,15 @@ def _opened(module: _Module, first: str | None) -> bool:
 
 def _row(module: _Module, first: str | None) -> Iterator[Markup]:
     is_first = module.path == first
-    inner = module.differs and not module.differs_itself
+    elsewhere = module.differs_elsewhere
     yield el(
         "span",
-        icon(not module.differs) if module.own or module.inside else icon(None),
+        icon(not module.differs if module.own or module.inside else None),
+        el("span", "differs: ", class_="hidden") if module.differs else None,
         name_of(module.label) if module.path else "model",
         el("small", module.type),
         el("em", "first divergence") if is_first else None,
-        el("em", "differs inside", class_="inside") if inner else None,
+        el("em", f"in {elsewhere}", class_="elsewhere") if elsewhere else None,
         class_="module first" if is_first else "module",
     )
     for stage in _STAGES:
@@ -147,18 +163,20 @@ def _row(module: _Module, first: str | None) -> Iterator[Markup]:
 
 
 def _figure(module: _Module, stage: str) -> Markup:
-    found = worst(module.own.get(stage, ()))
+    own = module.own.get(stage)
+    found = worst([*(own or module.within(stage))])
     if found is None:
         said = el("span", f"{stage}: none", class_="hidden")
         return el("span", "·", said, class_="cell")
     verdict = "same" if found.passed else "differs"
     return el(
         "span",
-        el("span", f"{stage}: ", class_="hidden"),
+        el("span", f"{stage}{'' if own else ' inside'}: ", class_="hidden"),
         brief(found.share),
         el("span", f" times what is allowed, {verdict}", class_="hidden"),
         class_=join(
             f"cell {level(found.share, found.passed)}",
             "" if found.passed else " differs",
+            "" if own else " inside",
         ),
     )

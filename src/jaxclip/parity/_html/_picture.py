@@ -34,11 +34,11 @@ def _said(found: Difference) -> Iterator[str]:
     unequal = total - found.equal
     yield f"{unequal:,} of {count(total, 'element')} are not equal to the bit"
     if found.infinite:
-        yield f", {found.infinite:,} of them infinitely far"
+        yield f", {found.infinite:,} infinitely far"
     if found.unit == "allowed":
         bins = zip(found.exponents, found.counts, strict=False)
         beyond = sum(counted for low, counted in bins if low >= 0) + found.infinite
-        yield f"; {beyond:,} differ by more than one element may"
+        yield f", {beyond:,} by more than one element may"
         if not beyond:
-            yield ", but all of them together by more than a tensor may (L2 norm)"
+            yield ", and all together by more than they may (in the L2 norm)"
     yield "."

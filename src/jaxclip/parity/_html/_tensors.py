@@ -66,8 +66,8 @@ def columns(side: str) -> tuple[Column, ...]:
         ),
         Column("size", "Elements", "count", lambda t: t.size, shown=True),
         Column("ulps", "Ulps", "number", lambda t: t.comparison.max_ulps, digits=4),
-        Column("ratio", "Times the noise", "number", lambda t: t.ratio),
-        Column("allowed", "Allowed", "number", lambda t: t.allowed),
+        Column("ratio", "Ratio", "number", lambda t: t.ratio),
+        Column("allowed", "Ratio allowed", "number", lambda t: t.allowed),
         Column(
             "rel", "Greatest relative", "number", lambda t: t.comparison.max_rel_diff
         ),
@@ -231,7 +231,7 @@ def _data(
             known = (visible(value) for value in values)
             made[column.key] = [texts.setdefault(text, len(texts)) for text in known]
         else:
-            made[column.key] = [*map(_plain, values)]
+            made[column.key] = [_plain(value, column.digits) for value in values]
     return {
         "columns": [
             [column.key, column.label, column.kind, column.shown, column.digits]
@@ -244,10 +244,10 @@ def _data(
     }
 
 
-def _plain(value: float | int | None) -> float | int | str | None:
-    """Return a number with the digits that are ever shown."""
+def _plain(value: float | int | None, digits: int) -> float | int | str | None:
+    """Return a number with more digits than are shown, to sort by."""
     if value is None or isinstance(value, int):
         return value
     if math.isfinite(value):
-        return float(f"{value:.9g}")
+        return float(f"{value:.{digits + 3}g}")
     return None if math.isnan(value) else str(value)
