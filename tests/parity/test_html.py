@@ -199,7 +199,7 @@ def test_the_way_to_the_first_divergence_is_open():
     [first] = [e for e in all_of(modules, "span") if "first" in e.get("class", "")]
     assert text_of(first) == "differs: c Linear first divergence"
     [closed] = [e for e in all_of(modules, "summary") if text_of(e).startswith("6 ")]
-    assert "activations inside: .03 times what is allowed, same" in text_of(closed)
+    assert "gradients inside: .03 times what is allowed, same" in text_of(closed)
 
 
 def test_a_module_that_differs_elsewhere_says_where():
