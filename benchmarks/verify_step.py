@@ -1,7 +1,7 @@
 """Verifying a recorded step of GPT-2, against a step in torch plus a step in JAX.
 
 The model has 124M parameters (``--small``: 11M), and is trained by AdamW with a clip,
-on one sequence of 64 tokens. What verifying adds to the two steps is to compute in float64,
+on one sequence of 64 tokens. Verifying adds to the two steps a float64 run,
 three times more with what is given changed by an ulp, and to compare. It compiles, as
 the JAX step does the first time. Each call is made in a process of its own; the memory
 is the most that it held at any time beyond what it held before.
