@@ -15,6 +15,7 @@ import pytest
 from jaxclip import cli
 from jaxclip.parity import Report, verify
 from jaxclip.parity._html._figures import brief, count, level, number
+from jaxclip.parity._html._markup import el, visible
 from jaxclip.parity._html._tensors import PAGE, columns
 from jaxclip.parity._verify._results import STAGES, StageResult, judged
 from jaxclip.parity._verify._samples import Rule
@@ -174,6 +175,14 @@ def test_every_figure_of_every_tensor_is_in_the_table(wrong):
     assert {column.key for column in columns("torch")} == {*rows[0]}
 
 
+def test_of_a_tolerance_the_whole_is_allowed():
+    tensor = judged(0, "loss", sample("x", "", wrong=0.2), Rule(rtol=0.0, atol=0.1))
+    assert tensor.allowed == 1
+    np.testing.assert_allclose(tensor.share, 2, rtol=1e-5)
+    [row] = rows_of(parsed(one(tensor).to_html()))
+    np.testing.assert_allclose([row["ratio"], row["share"]], 2, rtol=1e-5)
+
+
 def test_figures_that_are_none_are_no_numbers():
     tensor = judged(0, "loss", sample("x", "", wrong=np.nan), Rule())
     tree = parsed(one(tensor).to_html())
@@ -297,6 +306,21 @@ def test_no_name_is_taken_for_markup(tmp_path):
     names = {row["module"] for row in rows_of(tree)}
     assert HOSTILE[0] in names
     assert len(names) == len(HOSTILE)
+
+
+@pytest.mark.parametrize("name", HOSTILE)
+def test_no_name_ends_the_data(name):
+    # One by one: "<!--<script>" would hide what another does after it.
+    tensor = judged(0, "loss", sample(name, name), Rule())
+    [row] = rows_of(parsed(one(tensor).to_html()))
+    assert row["name"] == row["module"] == visible(name)
+
+
+@pytest.mark.parametrize("name", HOSTILE)
+def test_no_name_ends_an_attribute(name):
+    [body] = all_of(parsed(f"<!DOCTYPE html>{el('body', title=name)}"), "body")
+    assert body.attrib == {"title": visible(name)}
+    assert len(body) == 0
 
 
 def test_the_same_report_is_the_same_page(wrong):
