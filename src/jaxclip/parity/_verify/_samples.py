@@ -14,6 +14,9 @@ from jaxclip.parity._noise import l2, noise_dtypes, peak, rounded_elements, tole
 FLOOR_ULPS = 4.0
 """The least noise to assume, in ulps."""
 
+COARSE_FLOOR_ULPS = 0.5
+"""The same in bfloat16 and float16, where a few ulps would be a tenth."""
+
 PORT_FACTOR = 100.0
 """How many times torch's error the port's may be: two digits."""
 
@@ -99,7 +102,8 @@ def noise_of(sample: Sample, rounded: Array) -> Noise:
     # What computes in float32 may flush what is below its smallest normal to zero.
     least = np.finfo(np.float64 if sample.is_wide else np.float32)
     tiny = max(float(finfo.smallest_subnormal), float(least.tiny))
-    floor = FLOOR_ULPS * (float(finfo.eps) * np.abs(wide) + tiny)
+    ulps = FLOOR_ULPS if finfo.bits >= 32 else COARSE_FLOOR_ULPS
+    floor = ulps * (float(finfo.eps) * np.abs(wide) + tiny)
     if sample.grain is not None:
         floor = np.maximum(floor, sample.grain[rounded])
     errors = [array - wide for array in narrow]
