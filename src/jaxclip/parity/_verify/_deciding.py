@@ -33,6 +33,11 @@ class Decision:
     most: int = 1
     window: tuple[Any, ...] = ()
 
+    @property
+    def among(self) -> bool:
+        """Whether elements are held against one another."""
+        return bool(self.axes or self.window)
+
     def repeated(self) -> "Decision":
         """Return it for a value that has one more axis, in front."""
         axes = tuple(axis + 1 for axis in self.axes)

@@ -74,6 +74,7 @@ class Evaluation:
         self.seen: list[Seen] = []
         self._count = 0
         self._blind = False
+        self._passed: dict[int, int] = {}
 
     def __call__(self, closed: core.ClosedJaxpr, *args: Any) -> list[Any]:
         """Evaluate it."""
@@ -147,7 +148,18 @@ class Evaluation:
         else:
             self._look(eqn, values, where)
             outputs = bound(eqn, arrays, lift=self._lift)
-        return [self._made(output, position) for output in outputs]
+        made = [self._made(output, position) for output in outputs]
+        if name in ("max", "min", "clamp"):
+            self._pass_on(eqn, values, made)
+        return made
+
+    def _pass_on(self, eqn: Any, values: list[Value], made: list[Value]) -> None:
+        """Take what passes a bound for what it was: its derivative compares the two."""
+        for value, atom in zip(values, eqn.invars, strict=True):
+            same = atom.aval.shape == eqn.outvars[0].aval.shape
+            if same and value.number is not None and made[0].number is not None:
+                self._passed[made[0].number] = value.number
+                return
 
     def _look(self, eqn: Any, values: list[Value], where: tuple[str, ...]) -> None:
         for decision, place, against in decision_of(eqn):
@@ -157,7 +169,10 @@ class Evaluation:
             bounds = None if against is None else values[against].array
             source = _source(eqn)
             names = (*where, source) if source else where
-            self.seen.append(Seen(decision, value.number, value.array, bounds, names))
+            number = value.number
+            while number in self._passed:
+                number = self._passed[number]
+            self.seen.append(Seen(decision, number, value.array, bounds, names))
 
     def _scan(
         self, eqn: Any, values: list[Value], where: tuple[str, ...], position: Any

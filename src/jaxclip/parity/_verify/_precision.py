@@ -49,7 +49,8 @@ class Traced:
 
 
 def _dtype(aval: Any) -> np.dtype[Any]:
-    return np.dtype(aval.dtype)
+    dtype: np.dtype[Any] = np.dtype(aval.dtype)
+    return dtype
 
 
 def _is_float(aval: Any) -> bool:

@@ -8,16 +8,16 @@ from jaxclip.parity._trace._reader import Trace, open_trace
 from jaxclip.parity._trace._step import Step
 from jaxclip.parity._verify._alignment import Alignment
 from jaxclip.parity._verify._difference import Difference
+from jaxclip.parity._verify._explaining import explained
 from jaxclip.parity._verify._free_run import run_freely
 from jaxclip.parity._verify._models import read_model
 from jaxclip.parity._verify._port import Port
-from jaxclip.parity._verify._precision import change_of, coarsest, is_coarse, note
+from jaxclip.parity._verify._precision import coarsest, is_coarse, note
 from jaxclip.parity._verify._report import Report
 from jaxclip.parity._verify._results import StageResult
-from jaxclip.parity._verify._runs import Precision, Runs
+from jaxclip.parity._verify._runs import Runs
 from jaxclip.parity._verify._samples import Rule
 from jaxclip.parity._verify._sides import Bench
-from jaxclip.parity._verify._stages import Comparing
 
 
 def verify(
@@ -124,8 +124,8 @@ def verify(
     random: set[str] = set()
     for done, index in enumerate(wanted, 1):
         step = opened[index]
-        comparing = _on_all_sides(opened, step, bench, rule, draws)
-        for stage in comparing.stages():
+        comparing, stages = explained(step, opened.run, bench, rule, draws)
+        for stage in stages:
             if stage.failures and not any(earlier.failures for earlier in found):
                 difference = comparing.difference(stage.failures[0])
             found.append(stage)
@@ -138,7 +138,8 @@ def verify(
         said += f", which computes in {computed}"
     free = None
     if free_run:
-        free = run_freely(bench, (opened[index] for index in wanted), factor)
+        kinked = {stage.step for stage in found if stage.kinks}
+        free = run_freely(bench, (opened[index] for index in wanted), factor, kinked)
     return Report(
         trace=str(opened.path),
         dtype=", ".join(opened.run.dtypes),
@@ -146,31 +147,10 @@ def verify(
         stages=tuple(found),
         free_run=free,
         warnings=opened.warnings,
-<<<<<<< HEAD
-        notes=tuple(_notes(opened, first, random)),
+        notes=tuple(_notes(opened, first, random, computed, draws)),
         run=opened.run,
         difference=difference,
-=======
-        notes=tuple(_notes(opened, first, random, computed, draws)),
->>>>>>> d78f517 (Take the noise of a port in few bits from the dtype in which it computes)
     )
-
-
-def _on_all_sides(
-    trace: Trace, step: Step, bench: Bench, rule: Rule, draws: int
-<<<<<<< HEAD
-) -> Comparing:
-    narrow = [bench.side(step, Precision(False, draw)) for draw in range(draws + 1)]
-=======
-) -> Iterator[StageResult]:
-    narrow = [bench.side(step, Precision(False))]
-    change = change_of(coarsest(bench.runs.dtypes))
-    narrow += (
-        bench.side(step, Precision(False, draw, change)) for draw in range(1, draws + 1)
-    )
->>>>>>> d78f517 (Take the noise of a port in few bits from the dtype in which it computes)
-    wide = bench.side(step, Precision(True))
-    return Comparing(step, trace.run, narrow, wide, bench.alignment, rule)
 
 
 def _wanted(trace: Trace, steps: int | Iterable[int] | None) -> list[int]:
