@@ -2,8 +2,8 @@
 
 A kink is where a derivative jumps, or the result itself: relu at 0, the greatest of
 equal elements, a clip at its bound. The decisions are those that JAX traces in the
-port. Where an element of what decides is within noise of its kink, the port is run again
-with this one element moved to the other side, by less than torch may differ there
+port. Where an element of what decides is within noise of its kink, the port is run
+again with this element moved to the other side, by less than torch may differ there
 anyway. If torch then agrees in everything, the kink explains all of the difference.
 """
 
