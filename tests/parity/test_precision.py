@@ -71,7 +71,9 @@ def run_of(path, dtype, *, autocast, seed=0, steps=1):
     torch.manual_seed(seed)
     low = LOW[dtype]
     model = Net() if autocast else Net().to(low)
-    optimizer = torch.optim.AdamW(model.parameters(), lr=LR)
+    # In float16 alone torch's Adam divides by squares that are 0.
+    make = torch.optim.AdamW if autocast else torch.optim.SGD
+    optimizer = make(model.parameters(), lr=LR)
     with record(path, model, optimizer) as run:
         for _ in range(steps):
             x, y = torch.randn(BATCH, FEATURES), torch.randn(BATCH, 4)
@@ -94,10 +96,11 @@ def port_of(dtype, *, autocast, fault=""):
         wider = outputs.astype(jnp.float32) if autocast else outputs
         return jnp.mean((wider - batch["y"]) ** 2), outputs
 
+    make = optim.adamw if autocast else optim.sgd
     return Port(
         NetPort(jnp.dtype(dtype) if autocast else None, fault),
         loss_fn,
-        optim.adamw(LR * 1.05 if fault == "learning rate" else LR),
+        make(LR * 1.05 if fault == "learning rate" else LR),
         clip=clip_by_global_norm(MAX_NORM),
     )
 
@@ -137,6 +140,8 @@ def test_a_port_in_few_bits_is_the_same(tmp_path, dtype, autocast, seed):
             )
             for dtype in LOW
             for autocast in (False, True)
+            # bfloat16 parameters are coarser than a twentieth of such a step.
+            if (fault, dtype, autocast) != ("learning rate", "bfloat16", False)
         ),
     ],
 )

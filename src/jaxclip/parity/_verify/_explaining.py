@@ -64,6 +64,7 @@ def explained(
     changed = [Precision(False, draw, change) for draw in range(1, draws + 1)]
     narrow += (bench.side(step, precision) for precision in changed)
     wide = bench.side(step, double)
+    rule = dataclasses.replace(rule, coarse=bool(change))
     comparing = Comparing(step, run, narrow, wide, bench.alignment, rule)
     compared = [*comparing.stages()]
     suspicious = bool(_failed(compared)) or _apart(narrow, wide)
