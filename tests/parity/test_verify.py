@@ -424,19 +424,24 @@ def test_weights_that_do_not_fit_are_an_error(linear):
         verify(linear, own)
 
 
-@pytest.mark.parametrize(
-    ("loss_fn", "message"),
-    [
-        (lambda model, batch: model(batch["x"]), "expected the loss, a real scalar"),
-        (
-            lambda model, batch: jnp.mean(model(batch["x"])).astype("float32"),
-            "loss_fn returned float32 where the parameters and the batch are float64",
-        ),
-    ],
-)
-def test_a_loss_that_is_none_is_refused(linear, loss_fn, message):
-    with pytest.raises(TypeError, match=message):
-        verify(linear, linear_port(loss_fn=loss_fn))
+def test_a_loss_that_is_none_is_refused(linear):
+    own = linear_port(loss_fn=lambda model, batch: model(batch["x"]))
+    with pytest.raises(TypeError, match="expected the loss, a real scalar"):
+        verify(linear, own)
+
+
+def test_a_loss_that_is_cast_is_compared_as_any(linear):
+    def loss_fn(model, batch):
+        loss, outputs = linear_loss(model, batch)
+        return loss.astype("float32"), outputs
+
+    verify(linear, linear_port(loss_fn=loss_fn)).raise_if_different()
+
+    def wrong(model, batch):
+        loss, outputs = loss_fn(model, batch)
+        return (1 + 1e-5) * loss, outputs
+
+    assert verify(linear, linear_port(loss_fn=wrong)).first.stage == "loss"
 
 
 # With both at hand, on the command line, and in pytest.

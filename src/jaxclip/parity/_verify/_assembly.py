@@ -42,6 +42,9 @@ _RECORDED_AS = {
 
 DIGESTED = "recorded as a digest (digest_above=)"
 
+_KEPT = ("total norm", "optimizer state")
+"""Stages of what is only kept, in which a port may keep more digits than torch."""
+
 _NO_WEIGHTS = ("output", "loss", "total norm")
 """Stages whose arrays are not shaped as the weights are."""
 
@@ -145,6 +148,8 @@ class Assembly:
         grain: Array | None = None,
     ) -> TensorResult:
         """Judge an array by all sides of it."""
+        if stage in _KEPT:
+            narrow = [_rounded(torch.dtype, array) for array in narrow]
         sample = Sample(
             name or "output",
             module,
@@ -190,3 +195,10 @@ def _as(dtype: Any, array: Array) -> Array:
     both = np.issubdtype(dtype, np.integer) and np.issubdtype(array.dtype, np.integer)
     counts = array.ndim == 0 and not is_float(array)
     return array.astype(dtype) if both or counts else array
+
+
+def _rounded(dtype: Any, array: Array) -> Array:
+    """Return what a port keeps in float32 in the narrower dtype of torch's."""
+    both = jnp.issubdtype(dtype, jnp.floating) and is_float(array)
+    wider = both and dtype.itemsize < 4 and array.dtype == np.float32
+    return array.astype(dtype) if wider else array

@@ -56,6 +56,7 @@ def _stage(stage: StageResult) -> dict[str, Any]:
         "tensors": [_tensor(tensor) for tensor in stage.tensors],
         "not_compared": [_fields(left) for left in stage.not_compared],
         "notes": [*stage.notes],
+        "kinks": [*stage.kinks],
     }
 
 

@@ -100,6 +100,13 @@ class Report:
         return tuple(dict.fromkeys(stage.step for stage in self.stages))
 
     @property
+    def kinks(self) -> tuple[tuple[int, str], ...]:
+        """The kinks that rounding decided otherwise in the two, with their steps."""
+        return tuple(
+            (stage.step, kink) for stage in self.stages for kink in stage.kinks
+        )
+
+    @property
     def not_compared(self) -> tuple[tuple[str, NotCompared], ...]:
         """What was compared in no step, with its stage."""
         found = dict.fromkeys(
@@ -151,8 +158,8 @@ class Report:
         ``"nan"``, ``"inf"`` or ``"-inf"``. The rest is: ``verdict``; ``first``, a
         tensor or null; ``trace``, ``dtype``, ``rule``, ``steps``; ``stages``, each
         with ``step``, ``stage``, ``verdict``, ``tensors``, ``not_compared``,
-        ``notes``; ``free_run``, with ``passed``, ``growth``, ``steps``, or null;
-        ``warnings`` and ``notes``; ``run``, with the fields of ``Run``, or null;
+        ``notes``, ``kinks``; ``free_run``, with ``passed``, ``growth``, ``steps``, or
+        null; ``warnings`` and ``notes``; ``run``, with the fields of ``Run``, or null;
         ``difference``, with those of ``Difference``, or null. A tensor has ``step``,
         ``stage``, ``name``, ``module``, ``passed``, ``detail``, ``hint`` and its
         figures, as ``TensorResult`` names them, with ``share``, the ratio over what is

@@ -132,6 +132,8 @@ class StageResult:
         tensors: Every tensor that was compared, in order.
         not_compared: What was not.
         notes: What else there is to say.
+        kinks: Elements that are within noise of a kink, and on another side of it in
+            torch than in the port, in words; all was compared on torch's side.
     """
 
     step: int
@@ -139,6 +141,7 @@ class StageResult:
     tensors: tuple[TensorResult, ...]
     not_compared: tuple[NotCompared, ...] = ()
     notes: tuple[str, ...] = ()
+    kinks: tuple[str, ...] = ()
 
     @property
     def failures(self) -> tuple[TensorResult, ...]:

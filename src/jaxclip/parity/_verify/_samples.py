@@ -14,6 +14,9 @@ from jaxclip.parity._noise import l2, noise_dtypes, peak, rounded_elements, tole
 FLOOR_ULPS = 4.0
 """The least noise to assume, in ulps."""
 
+COARSE_FLOOR_ULPS = 0.5
+"""The same in bfloat16 and float16, where a few ulps would be a tenth."""
+
 PORT_FACTOR = 100.0
 """How many times torch's error the port's may be: two digits."""
 
@@ -99,7 +102,8 @@ def noise_of(sample: Sample, rounded: Array) -> Noise:
     # What computes in float32 may flush what is below its smallest normal to zero.
     least = np.finfo(np.float64 if sample.is_wide else np.float32)
     tiny = max(float(finfo.smallest_subnormal), float(least.tiny))
-    floor = FLOOR_ULPS * (float(finfo.eps) * np.abs(wide) + tiny)
+    ulps = FLOOR_ULPS if finfo.bits >= 32 else COARSE_FLOOR_ULPS
+    floor = ulps * (float(finfo.eps) * np.abs(wide) + tiny)
     if sample.grain is not None:
         floor = np.maximum(floor, sample.grain[rounded])
     errors = [array - wide for array in narrow]
@@ -124,12 +128,15 @@ class Rule:
         equal_nan: Whether NaN equals NaN.
         rtol: A relative tolerance instead; with ``atol``, or not at all.
         atol: An absolute tolerance.
+        coarse: Whether the port computes in few bits. What torch keeps in float32 of it
+            may then be near the truth by luck, and blames no port.
     """
 
     factor: float = 4.0
     equal_nan: bool = False
     rtol: float | None = None
     atol: float | None = None
+    coarse: bool = False
 
     def __post_init__(self) -> None:
         """Refuse what is no tolerance."""
@@ -204,7 +211,7 @@ class Rule:
             verdict = "noise leaves nothing to compare"
         elif max(ratio, peak_ratio) > factor:
             verdict = "more than noise"
-        elif port_ratio > PORT_FACTOR:
+        elif port_ratio > PORT_FACTOR and not self.coarse:
             verdict = "the port loses digits that torch keeps"
         else:
             verdict = "within noise"

@@ -127,6 +127,9 @@ class Bench:
             buffers=own.buffers(found.rest),
         )
         if stepped(step):
+            if precision.change:
+                precision = precision.of_arrays
+                params, _ = self.model.split(own.variables(step, precision.cast))
             self._optimize(side, step, params, found.grads, precision)
         return side
 
