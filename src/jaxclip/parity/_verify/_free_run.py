@@ -10,6 +10,7 @@ import numpy as np
 from jaxclip.parity._arrays import widened
 from jaxclip.parity._noise import l2
 from jaxclip.parity._trace._step import Step
+from jaxclip.parity._verify._replay import Masks
 from jaxclip.parity._verify._runs import Precision
 from jaxclip.parity._verify._samples import Noise, Sample, noise_of
 from jaxclip.parity._verify._sides import Bench, stepped
@@ -147,7 +148,8 @@ def _trained(
     while True:
         with precision.active():
             batch = bench.batch(step, precision)
-            forward = bench.runs.forward(variables, batch, precision)
+            masks = Masks.of(step.masks)
+            forward = bench.runs.forward(variables, batch, masks, precision)
             params, _ = bench.model.split(variables)
             grads, clip_state = bench.runs.clipped(forward.grads, clip_state, params)
             params, opt_state = bench.runs.optimized(grads, opt_state, params)

@@ -10,8 +10,10 @@ import jax.numpy as jnp
 import numpy as np
 import optax
 
+from jaxclip.parity._verify._dropouts import Dropouts
 from jaxclip.parity._verify._models import Model
 from jaxclip.parity._verify._port import Port
+from jaxclip.parity._verify._replay import Account, Masks
 from jaxclip.parity._verify._samples import is_float
 
 Array = np.ndarray[Any, Any]
@@ -66,6 +68,7 @@ class Forward(NamedTuple):
         grads: The gradients, in a tree like the parameters.
         rest: What is no parameter, as it was left.
         calls: What the modules returned.
+        account: What became of the masks of dropout.
     """
 
     loss: Any
@@ -73,6 +76,7 @@ class Forward(NamedTuple):
     grads: Any
     rest: Any
     calls: Any
+    account: Account
 
 
 class Runs:
@@ -81,11 +85,12 @@ class Runs:
     Args:
         model: The port's model.
         port: What the user says of it.
+        dropouts: Which dropout of the port is which of torch's.
     """
 
-    def __init__(self, model: Model, port: Port) -> None:
+    def __init__(self, model: Model, port: Port, dropouts: Dropouts) -> None:
         """Compile nothing yet."""
-        self._model, self._port = model, port
+        self._model, self._port, self._dropouts = model, port, dropouts
         clip = optax.identity() if port.clip is None else port.clip
         self.fresh_clip = jax.jit(clip.init)
         self.fresh_optimizer = jax.jit(port.optimizer.init)
@@ -94,7 +99,11 @@ class Runs:
         self._optimize = jax.jit(self._step)
 
     def forward(
-        self, variables: Any, batch: Mapping[str, Any], precision: Precision
+        self,
+        variables: Any,
+        batch: Mapping[str, Any],
+        masks: Masks,
+        precision: Precision,
     ) -> Forward:
         """Call the loss function, and differentiate it.
 
@@ -103,7 +112,7 @@ class Runs:
         """
         params, rest = self._model.split(variables)
         wide = precision.wide
-        found: Forward = self._forward(params, rest, dict(batch), wide=wide)
+        found: Forward = self._forward(params, rest, dict(batch), masks, wide=wide)
         if wide and found.loss.dtype != np.float64:
             raise TypeError(
                 f"loss_fn returned {found.loss.dtype} where the parameters and the "
@@ -124,19 +133,21 @@ class Runs:
         return made
 
     def _loss_and_grads(
-        self, params: Any, rest: Any, batch: Any, *, wide: bool
+        self, params: Any, rest: Any, batch: Any, masks: Masks, *, wide: bool
     ) -> Forward:
         def loss(params: Any) -> Any:
             called = self._model.call(
-                self._port.loss_fn, params, rest, batch, wide=wide
+                *(self._port.loss_fn, params, rest, batch),
+                replay=self._dropouts.replay(masks),
+                wide=wide,
             )
             value, outputs = _parts(called.value)
-            return value, (outputs, called.rest, called.calls)
+            return value, (outputs, called.rest, called.calls, called.account)
 
-        (value, (outputs, after, calls)), grads = jax.value_and_grad(
-            loss, has_aux=True
-        )(params)
-        return Forward(value, outputs, grads, after, calls)
+        (value, (outputs, *after)), grads = jax.value_and_grad(loss, has_aux=True)(
+            params
+        )
+        return Forward(value, outputs, grads, *after)
 
     def _step(self, grads: Any, state: Any, params: Any) -> tuple[Any, Any]:
         updates, state = self._port.optimizer.update(grads, state, params)

@@ -18,6 +18,7 @@ from jaxclip.convert import ConversionError
 from jaxclip.parity._trace._step import Step
 from jaxclip.parity._verify._alignment import Alignment, Place
 from jaxclip.parity._verify._models import Model
+from jaxclip.parity._verify._replay import Masks, Remark
 from jaxclip.parity._verify._runs import Precision, Runs, nested_batch
 
 Array = np.ndarray[Any, Any]
@@ -42,6 +43,7 @@ class Side:
         params: The parameters after the step.
         kept: The optimizer's state after the step, by ``"name/key"``.
         problems: Why the optimizer's state could not be had.
+        remarks: What there is to say of the masks of dropout.
     """
 
     weights: Arrays
@@ -57,6 +59,7 @@ class Side:
     params: Arrays = field(default_factory=dict)
     kept: Arrays = field(default_factory=dict)
     problems: tuple[str, ...] = ()
+    remarks: tuple[Remark, ...] = ()
 
 
 @dataclass(frozen=True)
@@ -114,7 +117,8 @@ class Bench:
         own, cast = self.alignment, precision.cast
         variables = own.variables(step, cast)
         params, rest = self.model.split(variables)
-        found = self.runs.forward(variables, self.batch(step, precision), precision)
+        batch, masks = self.batch(step, precision), Masks.of(step.masks)
+        found = self.runs.forward(variables, batch, masks, precision)
         order = [Place(a.module, a.call, a.output) for a in step.activations]
         activations, unseen = own.activations(found.calls, order)
         side = Side(
@@ -125,6 +129,7 @@ class Bench:
             loss=np.asarray(found.loss),
             grads=own.params(found.grads),
             buffers=own.buffers(found.rest),
+            remarks=(*found.account.of(masks),),
         )
         if stepped(step):
             self._optimize(side, step, params, found.grads, precision)

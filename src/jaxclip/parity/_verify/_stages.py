@@ -9,9 +9,11 @@ from jaxclip.parity._comparison import Leaf
 from jaxclip.parity._verify._alignment import Place
 from jaxclip.parity._verify._assembly import DIGESTED, Assembly
 from jaxclip.parity._verify._norms import explained, inaccuracy
+from jaxclip.parity._verify._replay import Remark
 from jaxclip.parity._verify._results import (
     NotCompared,
     StageResult,
+    TensorResult,
     refused,
 )
 from jaxclip.parity._verify._sides import stepped
@@ -63,8 +65,11 @@ class Comparing(Assembly):
         return self.by_name("weights", recorded, lambda side: side.weights, {}, untied)
 
     def _activations(self) -> StageResult:
-        tensors, left = [], dict(self.wide.unseen)
+        left = dict(self.wide.unseen)
+        tensors: list[TensorResult] = []
+        remarks = [*self.wide.remarks]
         for activation in self.step.activations:
+            tensors += self._drawn_otherwise(remarks, activation.module)
             place = Place(activation.module, activation.call, activation.output)
             if activation.module in left:
                 continue
@@ -83,6 +88,7 @@ class Comparing(Assembly):
             )
         if not self.step.activations:
             left[""] = self.absent("activations")
+        tensors += self._drawn_otherwise(remarks)
         types = {call.module: call.type for call in self.step.activations}
         return self.stage(
             "activations",
@@ -91,7 +97,21 @@ class Comparing(Assembly):
                 NotCompared(f"{name} ({types[name]})" if name in types else name, why)
                 for name, why in left.items()
             ],
+            [remark.text for remark in remarks],
         )
+
+    def _drawn_otherwise(
+        self, remarks: list[Remark], module: str | None = None
+    ) -> Iterator[TensorResult]:
+        """Take out what differs in how it is drawn, of a dropout or of all."""
+        for remark in [*remarks]:
+            if remark.wrong and module in (None, remark.module):
+                remarks.remove(remark)
+                where = remark.module
+                yield refused(
+                    *(self.step.number, "activations", f"mask of {where}", remark.text),
+                    module=where,
+                )
 
     def _output(self) -> StageResult:
         if len(self.step.outputs) != 1:

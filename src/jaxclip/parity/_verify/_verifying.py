@@ -110,13 +110,15 @@ def verify(
         )
     model = read_model(port.model)
     alignment = Alignment(model, port, opened.run, first)
-    bench = Bench(model, alignment, Runs(model, port), port.clip is not None)
+    bench = Bench(
+        model, alignment, Runs(model, port, alignment.dropouts), port.clip is not None
+    )
     found: list[StageResult] = []
     random: set[str] = set()
     for done, index in enumerate(wanted, 1):
         step = opened[index]
         found += _compared(opened, step, bench, rule, draws)
-        random |= {*step.unexplained_draws, *(mask.module for mask in step.masks)}
+        random |= {*step.unexplained_draws}
         if on_step is not None:
             on_step(done, len(wanted))
     free = None
@@ -168,15 +170,16 @@ def _notes(trace: Trace, first: Step, random: Collection[str]) -> Iterator[str]:
     Args:
         trace: The recording.
         first: The first step that was compared.
-        random: The modules that drew random numbers.
+        random: The modules that drew random numbers that no mask explains.
     """
     if not trace.finished:
         yield "The run did not come to its end; the recording has the steps before."
     if random:
         yield (
-            f"Random numbers were drawn in {', '.join(sorted(random))}: the steps "
-            "cannot be computed anew unless the port draws the same. Record the run in "
-            "evaluation mode, or with dropout at 0."
+            f"Random numbers were drawn in {', '.join(sorted(random))} that are not "
+            "recorded: the steps cannot be computed anew unless the port draws the "
+            "same. Record the run without them. (What nn.Dropout, 1d, 2d and 3d draw "
+            "as modules is recorded, and replayed.)"
         )
     low = {str(a.dtype) for a in first.params.values() if a.dtype.itemsize < 4}
     if low:
