@@ -12,6 +12,9 @@ from jaxclip.parity._trace._records import Run
 from jaxclip.parity._trace._step import Step
 from jaxclip.parity._verify._alignment import Alignment
 from jaxclip.parity._verify._difference import Difference, pictured
+from jaxclip.parity._verify._digests import DROWNED, judged_by_digest
+from jaxclip.parity._verify._known import Known, found_in
+from jaxclip.parity._verify._own_gradients import BLIND, own_gradients, remark
 from jaxclip.parity._verify._results import (
     NotCompared,
     StageResult,
@@ -40,7 +43,7 @@ _RECORDED_AS = {
 }
 """Each stage by its name in a recording."""
 
-DIGESTED = "recorded as a digest (digest_above=)"
+NO_TOLERANCE = "recorded as a digest, which has no elements to hold a tolerance against"
 
 _KEPT = ("total norm", "optimizer state")
 """Stages of what is only kept, in which a port may keep more digits than torch."""
@@ -71,9 +74,13 @@ class Assembly:
     rule: Rule
     failing: dict[tuple[str, str], Sample] = field(default_factory=dict, init=False)
 
-    def digested(self, stage: str) -> Collection[str]:
-        """Name the arrays of a stage of which a digest alone was kept."""
-        return self.step.digests.get(_RECORDED_AS[stage], {}).keys()
+    def recorded(self, stage: str, arrays: Arrays) -> dict[str, Array | Known]:
+        """Return arrays of a stage in their order, those known by digests with them."""
+        found = found_in(self.step, _RECORDED_AS[stage], arrays)
+        order = {n: i for i, n in enumerate([*self.step.params, *self.step.buffers])}
+        last = len(order)
+        names = sorted(found, key=lambda n: order.get(_parameter(stage, n), last))
+        return {name: found[name] for name in names}
 
     def absent(self, stage: str) -> str:
         """Say why a recording has nothing of a stage."""
@@ -83,24 +90,28 @@ class Assembly:
     def by_name(
         self,
         stage: str,
-        recorded: Arrays,
+        recorded: Mapping[str, Array | Known],
         own: Callable[[Side], Mapping[str, Any]],
         reasons: Mapping[str, str] | None = None,
         notes: Iterable[str] = (),
         grains: Arrays | None = None,
+        blind: Collection[str] = (),
     ) -> StageResult:
         """Compare arrays by torch's names.
 
         Args:
             stage: The stage.
-            recorded: torch's.
+            recorded: torch's, or what is known of them.
             own: Takes the port's from a side.
             reasons: Why some are not to be compared.
             notes: What else there is to say.
-            grains: What the arrays were rounded beside, by the same names.
+            grains: By how much the elements may differ besides, by the same names.
+            blind: Of which of them noise leaves nothing, as their gradients were the
+                port's own.
         """
         tensors: list[TensorResult] = []
         left = []
+        started = own_gradients(self.step, stage, clips=self.clips)
         for name, array in recorded.items():
             found = own(self.wide)
             module = ""
@@ -109,40 +120,49 @@ class Assembly:
             why = (reasons or {}).get(name, "")
             if not why and stage not in _NO_WEIGHTS:
                 why = self.alignment.unknown(_parameter(stage, name))
+            if not why and name in blind:
+                why = BLIND
+            if not why and isinstance(array, Known) and self.rule.rtol is not None:
+                why = NO_TOLERANCE
             if why:
                 left.append(NotCompared(name, why))
             elif name not in found:
-                sides = Leaf(name, {"torch": array, "port": None})
+                # Of a digest the shape and the dtype are there, which is enough here.
+                torch: Any = array
+                sides = Leaf(name, {"torch": torch, "port": None})
                 problem = sides.conflict("structure", lambda _: "an array")
                 tensors.append(
                     refused(
                         *(self.step.number, stage, name, problem),
-                        torch=array,
+                        torch=torch,
                         module=module,
                     )
                 )
             else:
-                grain = None if grains is None else _half_ulps(grains[name])
-                tensors.append(
-                    self.judged(
-                        *(stage, name, module, array),
-                        [own(side)[name] for side in self.narrow],
-                        found[name],
-                        grain,
-                    )
+                narrow = [own(side)[name] for side in self.narrow]
+                grain = (grains or {}).get(name)
+                result = self.judged(
+                    *(stage, name, module, array, narrow, found[name], grain)
                 )
-        digested = self.digested(stage)
-        left += [NotCompared(name, DIGESTED) for name in digested]
-        if not recorded and not digested:
+                if DROWNED in result.detail and _parameter(stage, name) in started:
+                    left.append(NotCompared(name, BLIND))
+                else:
+                    tensors.append(result)
+        if not recorded:
             left.append(NotCompared("", self.absent(stage)))
-        return self.stage(stage, tensors, left, notes)
+        return self.stage(stage, tensors, left, [*notes, *remark(started)])
+
+    @property
+    def clips(self) -> bool:
+        """Whether the port's clip is given apart."""
+        return self.wide.clipped is not None
 
     def judged(
         self,
         stage: str,
         name: str,
         module: str,
-        torch: Array,
+        torch: Array | Known,
         narrow: Sequence[Array],
         wide: Array,
         grain: Array | None = None,
@@ -150,14 +170,13 @@ class Assembly:
         """Judge an array by all sides of it."""
         if stage in _KEPT:
             narrow = [_rounded(torch.dtype, array) for array in narrow]
-        sample = Sample(
-            name or "output",
-            module,
-            torch,
-            tuple(_as(torch.dtype, array) for array in narrow),
-            _as(torch.dtype, wide),
-            grain,
-        )
+        *few, exact = [_as(torch.dtype, array) for array in (*narrow, wide)]
+        called = name or "output"
+        if isinstance(torch, Known):
+            stand_in = exact if torch.dtype == np.float64 else few[0]
+            sample = Sample(called, module, stand_in, (*few,), exact, grain)
+            return judged_by_digest(self.step.number, stage, torch, sample, self.rule)
+        sample = Sample(called, module, torch, (*few,), exact, grain)
         result = judged(self.step.number, stage, sample, self.rule)
         if not result.passed:
             self.failing[stage, result.name] = sample
@@ -182,12 +201,6 @@ class Assembly:
 def _parameter(stage: str, name: str) -> str:
     """Return the parameter of which a tensor is."""
     return name.rpartition("/")[0] if stage == "optimizer state" else name
-
-
-def _half_ulps(params: Array) -> Array:
-    """Return to what parameters are rounded."""
-    eps = float(jnp.finfo(params.dtype).eps)
-    return np.abs(params.astype(np.float64)) * eps / 2
 
 
 def _as(dtype: Any, array: Array) -> Array:

@@ -21,6 +21,7 @@ from jaxclip.parity._verify._kinks import (
     near,
 )
 from jaxclip.parity._verify._precision import change_of, coarsest
+from jaxclip.parity._verify._replay import Masks
 from jaxclip.parity._verify._results import StageResult, TensorResult
 from jaxclip.parity._verify._runs import Precision
 from jaxclip.parity._verify._samples import Rule
@@ -157,7 +158,8 @@ class _Search:
             own = self._bench.alignment
             variables = own.variables(self._step, precision.cast)
             batch = self._bench.batch(self._step, precision)
-            return self._watched.sites(variables, batch, precision)
+            masks = Masks.of(self._step.masks)
+            return self._watched.sites(variables, batch, masks, precision)
 
     def result(self, compared: list[StageResult]) -> list[StageResult]:
         """Return the comparison with torch's side of every kink, if they explain it."""
@@ -257,6 +259,7 @@ def _recorded(step: Step) -> dict[Key, Array]:
     grads = {
         name: step.grads[name] if name in step.grads else np.zeros_like(param)
         for name, param in step.params.items()
+        if name not in step.digests.get("grads", {})
     }
     outputs = step.outputs[0] if len(step.outputs) == 1 else {}
     return {

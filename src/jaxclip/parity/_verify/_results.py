@@ -43,7 +43,8 @@ class TensorResult:
         detail: The reason for it, in words.
         hint: What the difference looks like, if it looks like something.
         size: How many elements there are.
-        mismatched: How many of them differ by more than one may.
+        mismatched: How many of them differ by more than one may; 0 where torch's array
+            was recorded as a digest, which does not tell it.
         ratio: The difference over the noise, as a norm and as the greatest element,
             whichever is larger; over the tolerance, if one was given.
         allowed: Up to which ratio it passes.
@@ -88,12 +89,20 @@ class TensorResult:
         share = float(np.fmax(self.ratio / self.allowed, lost))
         return math.inf if math.isnan(share) and not self.passed else share
 
+    @property
+    def by_digest(self) -> bool:
+        """Whether a digest of torch's array was compared, and not its elements."""
+        return math.isnan(self.cosine) and not math.isnan(self.relative_l2)
+
     def __str__(self) -> str:
         """Say the verdict and the figures in one line."""
         verdict = "same" if self.passed else "DIFFERENT"
         text = f"{verdict} {self.name}: {self.detail}"
         if math.isnan(self.relative_l2):
             return text
+        if self.by_digest:
+            text += f"; {self.size} elements; relative L2 about {self.relative_l2:.3g}"
+            return text + (f"; {self.hint}" if self.hint else "")
         worst = self.comparison
         ulps = "" if worst.max_ulps is None else f", {worst.max_ulps} ulps"
         text += (

@@ -4,6 +4,7 @@ import contextlib
 import dataclasses
 from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass
+from functools import partial
 from typing import Any, NamedTuple
 
 import jax
@@ -11,10 +12,12 @@ import jax.numpy as jnp
 import numpy as np
 import optax
 
+from jaxclip.parity._verify._dropouts import Dropouts
 from jaxclip.parity._verify._jaxprs import Evaluation
 from jaxclip.parity._verify._models import Model
 from jaxclip.parity._verify._port import Port
 from jaxclip.parity._verify._precision import Traced
+from jaxclip.parity._verify._replay import Account, Masks
 from jaxclip.parity._verify._samples import is_float
 
 Array = np.ndarray[Any, Any]
@@ -88,6 +91,7 @@ class Forward(NamedTuple):
         grads: The gradients, in a tree like the parameters.
         rest: What is no parameter, as it was left.
         calls: What the modules returned.
+        account: What became of the masks of dropout.
     """
 
     loss: Any
@@ -95,6 +99,7 @@ class Forward(NamedTuple):
     grads: Any
     rest: Any
     calls: Any
+    account: Account
 
 
 class Runs:
@@ -103,15 +108,16 @@ class Runs:
     Args:
         model: The port's model.
         port: What the user says of it.
+        dropouts: Which dropout of the port is which of torch's.
 
     Attributes:
         dtypes: The dtypes in which the loss function and its gradient compute where
             they are not to compute in float64; known after the first call.
     """
 
-    def __init__(self, model: Model, port: Port) -> None:
+    def __init__(self, model: Model, port: Port, dropouts: Dropouts) -> None:
         """Compile nothing yet."""
-        self._model, self._port = model, port
+        self._model, self._port, self._dropouts = model, port, dropouts
         clip = optax.identity() if port.clip is None else port.clip
         self.fresh_clip = jax.jit(clip.init)
         self.fresh_optimizer = jax.jit(port.optimizer.init)
@@ -121,7 +127,11 @@ class Runs:
         self._optimize = jax.jit(self._step)
 
     def forward(
-        self, variables: Any, batch: Mapping[str, Any], precision: Precision
+        self,
+        variables: Any,
+        batch: Mapping[str, Any],
+        masks: Masks,
+        precision: Precision,
     ) -> Forward:
         """Call the loss function, and differentiate it.
 
@@ -129,7 +139,8 @@ class Runs:
             TypeError: If the loss is none.
         """
         params, rest = self._model.split(variables)
-        found: Forward = self._forward(params, rest, dict(batch), wide=precision.wide)
+        given = params, rest, dict(batch), masks
+        found: Forward = self._forward(*given, wide=precision.wide)
         return found
 
     def clipped(self, grads: Any, state: Any, params: Any) -> tuple[Any, Any]:
@@ -142,39 +153,42 @@ class Runs:
         made: tuple[Any, Any] = self._optimize(grads, state, params)
         return made
 
-    def traced(self, params: Any, rest: Any, batch: Any, *, wide: bool) -> Traced:
-        """Trace the loss function with its gradient."""
+    def traced(self, *given: Any, wide: bool) -> Traced:
+        """Trace the loss function with its gradient.
 
-        def function(params: Any, rest: Any, batch: Any) -> Forward:
-            return self._loss_and_grads(params, rest, batch, wide=wide)
+        Args:
+            *given: Parameters, what is no parameter, the batch, and the masks.
+            wide: Whether the model is to compute in float64.
+        """
+        return Traced(partial(self._loss_and_grads, wide=wide), *given)
 
-        return Traced(function, params, rest, batch)
-
-    def _computed(self, params: Any, rest: Any, batch: Any, *, wide: bool) -> Forward:
-        traced = self.traced(params, rest, batch, wide=wide)
+    def _computed(self, *given: Any, wide: bool) -> Forward:
+        traced = self.traced(*given, wide=wide)
         if not wide:
             self.dtypes |= traced.dtypes
         # What a dtype=, an astype or an array of another dtype holds back is float64,
         # too.
         held = wide and traced.dtypes > {np.dtype(np.float64)}
         evaluation = Evaluation(lift=True) if held else None
-        found: Forward = traced(params, rest, batch, evaluation=evaluation)
+        found: Forward = traced(*given, evaluation=evaluation)
         return found
 
     def _loss_and_grads(
-        self, params: Any, rest: Any, batch: Any, *, wide: bool
+        self, params: Any, rest: Any, batch: Any, masks: Masks, *, wide: bool
     ) -> Forward:
         def loss(params: Any) -> Any:
             called = self._model.call(
-                self._port.loss_fn, params, rest, batch, wide=wide
+                *(self._port.loss_fn, params, rest, batch),
+                replay=self._dropouts.replay(masks),
+                wide=wide,
             )
             value, outputs = _parts(called.value)
-            return value, (outputs, called.rest, called.calls)
+            return value, (outputs, called.rest, called.calls, called.account)
 
-        (value, (outputs, after, calls)), grads = jax.value_and_grad(
-            loss, has_aux=True
-        )(params)
-        return Forward(value, outputs, grads, after, calls)
+        (value, (outputs, *after)), grads = jax.value_and_grad(loss, has_aux=True)(
+            params
+        )
+        return Forward(value, outputs, grads, *after)
 
     def _step(self, grads: Any, state: Any, params: Any) -> tuple[Any, Any]:
         updates, state = self._port.optimizer.update(grads, state, params)

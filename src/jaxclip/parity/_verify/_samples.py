@@ -97,18 +97,12 @@ def noise_of(sample: Sample, rounded: Array) -> Noise:
     """
     narrow = [widened(array[rounded]) for array in sample.narrow]
     wide = widened(sample.wide[rounded])
-    finfo, low = jnp.finfo(sample.torch.dtype), jnp.finfo(sample.narrow[0].dtype)
-    shrunk = float(finfo.eps) / float(low.eps)
-    # What computes in float32 may flush what is below its smallest normal to zero.
-    least = np.finfo(np.float64 if sample.is_wide else np.float32)
-    tiny = max(float(finfo.smallest_subnormal), float(least.tiny))
-    ulps = FLOOR_ULPS if finfo.bits >= 32 else COARSE_FLOOR_ULPS
-    floor = ulps * (float(finfo.eps) * np.abs(wide) + tiny)
-    if sample.grain is not None:
-        floor = np.maximum(floor, sample.grain[rounded])
+    eps, low = (float(jnp.finfo(a.dtype).eps) for a in (sample.torch, sample.narrow[0]))
+    shrunk = eps / low
+    floor = floor_of(sample)[rounded]
     errors = [array - wide for array in narrow]
     share = shrunk * (1 + FEW / wide.size)
-    vanishes = l2(wide) <= float(low.eps) * l2(narrow[0])
+    vanishes = l2(wide) <= low * l2(narrow[0])
     norm, greatest = share * max(map(l2, errors)), share * max(map(peak, errors))
     return Noise(
         norm=max(norm, l2(floor)),
@@ -117,6 +111,17 @@ def noise_of(sample: Sample, rounded: Array) -> Noise:
         floor_peak=peak(floor),
         measured=0.0 if vanishes else norm,
     )
+
+
+def floor_of(sample: Sample) -> Array:
+    """Return the least noise to assume of each element."""
+    finfo = jnp.finfo(sample.torch.dtype)
+    # What computes in float32 may flush what is below its smallest normal to zero.
+    least = np.finfo(np.float64 if sample.is_wide else np.float32)
+    tiny = max(float(finfo.smallest_subnormal), float(least.tiny))
+    ulps = FLOOR_ULPS if finfo.bits >= 32 else COARSE_FLOOR_ULPS
+    floor = ulps * (float(finfo.eps) * np.abs(widened(sample.wide)) + tiny)
+    return floor if sample.grain is None else np.maximum(floor, sample.grain)
 
 
 @dataclass(frozen=True)

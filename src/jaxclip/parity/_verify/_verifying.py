@@ -118,7 +118,9 @@ def verify(
         )
     model = read_model(port.model)
     alignment = Alignment(model, port, opened.run, first)
-    bench = Bench(model, alignment, Runs(model, port), port.clip is not None)
+    bench = Bench(
+        model, alignment, Runs(model, port, alignment.dropouts), port.clip is not None
+    )
     found: list[StageResult] = []
     difference: Difference | None = None
     random: set[str] = set()
@@ -129,7 +131,7 @@ def verify(
             if stage.failures and not any(earlier.failures for earlier in found):
                 difference = comparing.difference(stage.failures[0])
             found.append(stage)
-        random |= {*step.unexplained_draws, *(mask.module for mask in step.masks)}
+        random |= {*step.unexplained_draws}
         if on_step is not None:
             on_step(done, len(wanted))
     computed = coarsest(bench.runs.dtypes)
@@ -182,7 +184,7 @@ def _notes(
     Args:
         trace: The recording.
         first: The first step that was compared.
-        random: The modules that drew random numbers.
+        random: The modules that drew random numbers that no mask explains.
         computed: The coarsest dtype in which the port computes.
         draws: In how many runs what it was given was changed.
     """
@@ -190,9 +192,10 @@ def _notes(
         yield "The run did not come to its end; the recording has the steps before."
     if random:
         yield (
-            f"Random numbers were drawn in {', '.join(sorted(random))}: the steps "
-            "cannot be computed anew unless the port draws the same. Record the run in "
-            "evaluation mode, or with dropout at 0."
+            f"Random numbers were drawn in {', '.join(sorted(random))} that are not "
+            "recorded: the steps cannot be computed anew unless the port draws the "
+            "same. Record the run without them. (What nn.Dropout, 1d, 2d and 3d draw "
+            "as modules is recorded, and replayed.)"
         )
     if is_coarse(computed):
         kept = any(is_coarse(array.dtype) for array in first.params.values())

@@ -11,6 +11,7 @@ import numpy as np
 
 from jaxclip.parity._verify._deciding import Decision
 from jaxclip.parity._verify._jaxprs import Evaluation, Seen
+from jaxclip.parity._verify._replay import Masks
 from jaxclip.parity._verify._runs import Forward, Precision, Runs
 
 Array = np.ndarray[Any, Any]
@@ -75,11 +76,15 @@ class Watched(Runs):
         self._moves: Mapping[int, list[Move]] = {}
 
     def sites(
-        self, variables: Any, batch: Mapping[str, Any], precision: Precision
+        self,
+        variables: Any,
+        batch: Mapping[str, Any],
+        masks: Masks,
+        precision: Precision,
     ) -> list[Site]:
         """Return the decisions that a run makes."""
         params, rest = self._model.split(variables)
-        values = self._values(params, rest, dict(batch), wide=precision.wide)
+        values = self._values(params, rest, dict(batch), masks, wide=precision.wide)
         return [
             Site(
                 *(seen.decision, seen.where, seen.number),
@@ -103,7 +108,11 @@ class Watched(Runs):
         self._moves = by_site
 
     def forward(
-        self, variables: Any, batch: Mapping[str, Any], precision: Precision
+        self,
+        variables: Any,
+        batch: Mapping[str, Any],
+        masks: Masks,
+        precision: Precision,
     ) -> Forward:
         """Call the loss function, and differentiate it, with elements moved."""
         params, rest = self._model.split(variables)
@@ -117,21 +126,18 @@ class Watched(Runs):
             where += [move.index for move in self._moves.get(site, ())]
             by += [move.by for move in self._moves.get(site, ())]
         filled = {number: _filled(*moves) for number, moves in placed.items()}
-        found: Forward = self._moved(params, rest, dict(batch), filled, wide=wide)
+        given = params, rest, dict(batch), masks
+        found: Forward = self._moved(filled, *given, wide=wide)
         return found
 
-    def _with_moves(
-        self, params: Any, rest: Any, batch: Any, moves: Any, *, wide: bool
-    ) -> Forward:
-        traced = self.traced(params, rest, batch, wide=wide)
+    def _with_moves(self, moves: Any, *given: Any, wide: bool) -> Forward:
         evaluation = Evaluation(lift=wide, moves=moves)
-        found: Forward = traced(params, rest, batch, evaluation=evaluation)
+        found: Forward = self.traced(*given, wide=wide)(*given, evaluation=evaluation)
         return found
 
-    def _with_values(self, params: Any, rest: Any, batch: Any, *, wide: bool) -> Any:
-        traced = self.traced(params, rest, batch, wide=wide)
+    def _with_values(self, *given: Any, wide: bool) -> Any:
         evaluation = Evaluation(lift=wide)
-        traced(params, rest, batch, evaluation=evaluation)
+        self.traced(*given, wide=wide)(*given, evaluation=evaluation)
         self._seen[wide] = evaluation.seen
         return [(seen.value, seen.bound) for seen in evaluation.seen]
 
