@@ -10,8 +10,10 @@ import numpy as np
 from flax import nnx
 
 from jaxclip.parity._verify._capture import Calls, Order
+from jaxclip.parity._verify._dropouts import Dropouts
 from jaxclip.parity._verify._models import LinenModel, NNXModel, read_model
 from jaxclip.parity._verify._port import Port
+from jaxclip.parity._verify._replay import Masks
 from jaxclip.parity._verify._runs import Forward, Precision, Runs
 from jaxclip.parity._verify._sides import norm_in
 
@@ -67,7 +69,7 @@ class Training:
         """Start from the model's own weights, and from fresh states."""
         self._port = port
         self.model = read_model(port.model)
-        self._runs = Runs(self.model, port)
+        self._runs = Runs(self.model, port, Dropouts.none())
         params, rest = self.model.split(self.model.variables)
         # Copies of its own: a loop of the user's may give its arrays away.
         params, rest = jax.tree.map(jnp.copy, (params, rest))
@@ -88,7 +90,7 @@ class Training:
         given = jax.tree.map(_strong, dict(batch))
         before = self.now
         variables = self.model.joined(before.params, before.rest)
-        forward = self._runs.forward(variables, given, Precision(None))
+        forward = self._runs.forward(variables, given, Masks.of(()), Precision(None))
         grads, clip_state = self._runs.clipped(
             forward.grads, before.clip_state, before.params
         )

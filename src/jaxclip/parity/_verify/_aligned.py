@@ -8,6 +8,7 @@ import numpy as np
 from jaxclip.parity._trace._step import Step
 from jaxclip.parity._verify._alignment import Place
 from jaxclip.parity._verify._capture import Calls
+from jaxclip.parity._verify._dropouts import Dropouts
 
 Array = np.ndarray[Any, Any]
 Arrays = Mapping[str, Array]
@@ -21,6 +22,11 @@ class Aligned(Protocol):
     Attributes:
         untied: Names of one parameter in the recording that are several in the port.
     """
+
+    @property
+    def dropouts(self) -> Dropouts:
+        """Which dropout of the port is which of the recorded model's."""
+        ...
 
     @property
     def untied(self) -> Sequence[tuple[str, ...]]: ...

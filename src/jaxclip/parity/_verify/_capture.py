@@ -10,6 +10,8 @@ import jax.extend
 from flax import nnx
 from flax.traverse_util import flatten_dict
 
+from jaxclip.parity._verify._paths import Paths
+
 METHODS = ("__call__", "attend")
 """What returns an activation: an embedding is an output layer by its second method."""
 
@@ -37,11 +39,7 @@ def captured_nnx(
     Yields:
         The calls, and the paths of the modules that were called in another trace.
     """
-    paths = {
-        id(module): ".".join(map(str, path))
-        for path, module in nnx.iter_graph(model)
-        if isinstance(module, nnx.Module)
-    }
+    paths = Paths(model)
     calls: Calls = defaultdict(list)
     hidden: set[str] = set()
     running: set[tuple[int, str]] = set()
@@ -51,7 +49,8 @@ def captured_nnx(
         @wraps(method)
         def wrapper(self: object, *args: Any, **options: Any) -> Any:
             this = id(self), name
-            if id(self) not in paths or this in running:  # super().__call__
+            path = paths.of(self)
+            if path is None or this in running:  # super().__call__
                 return method(self, *args, **options)
             running.add(this)
             try:
@@ -59,11 +58,11 @@ def captured_nnx(
             finally:
                 running.discard(this)
             if _trace() == trace:
-                calls[paths[id(self)]].append(output)
+                calls[path].append(output)
                 if order is not None:
-                    order.append((paths[id(self)], class_name(self)))
+                    order.append((path, class_name(self)))
             else:
-                hidden.add(paths[id(self)])
+                hidden.add(path)
             return output
 
         return wrapper

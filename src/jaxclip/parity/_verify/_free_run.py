@@ -1,7 +1,7 @@
 """Training on from the first recorded step without torch, and how far it strays."""
 
 import math
-from collections.abc import Generator, Iterable, Mapping, Sequence
+from collections.abc import Collection, Generator, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -10,9 +10,14 @@ import numpy as np
 from jaxclip.convert import ConversionError
 from jaxclip.parity._arrays import widened
 from jaxclip.parity._noise import l2
+from jaxclip.parity._trace._digest import DRAWS, project
 from jaxclip.parity._trace._step import Step
+from jaxclip.parity._verify._known import Known, found_in
+from jaxclip.parity._verify._norms import true_norm
+from jaxclip.parity._verify._precision import coarsest, is_coarse
+from jaxclip.parity._verify._replay import Masks
 from jaxclip.parity._verify._runs import Precision
-from jaxclip.parity._verify._samples import Noise, Sample, noise_of
+from jaxclip.parity._verify._samples import Sample, noise_of
 from jaxclip.parity._verify._sides import Bench, stepped
 
 Array = np.ndarray[Any, Any]
@@ -112,13 +117,16 @@ class FreeRun:
         return text + (f"; {self.reason}" if self.reason else "")
 
 
-def run_freely(bench: Bench, steps: Iterable[Step], factor: float) -> FreeRun:
+def run_freely(
+    bench: Bench, steps: Iterable[Step], factor: float, kinked: Collection[int] = ()
+) -> FreeRun:
     """Train the port from the first of some steps, on the recorded batches.
 
     Args:
         bench: What it takes.
         steps: The recorded steps, in order.
         factor: How many times the noise one step may differ.
+        kinked: Numbers of the steps in which kinks part the two.
     """
     found: list[FreeStep] = []
     runs = [_trained(bench, precision) for precision in map(Precision, (False, True))]
@@ -128,10 +136,14 @@ def run_freely(bench: Bench, steps: Iterable[Step], factor: float) -> FreeRun:
     for step in steps:
         if before is not None and step.number != before + 1:
             return FreeRun((*found,), allowed, f"step {before + 1} was not recorded")
+        if step.number in kinked:
+            why = f"in step {step.number} the two are on two sides of a kink"
+            return FreeRun((*found,), allowed, why)
         if not stepped(step):
             return FreeRun((*found,), allowed, f"step {step.number} took no step")
         before = step.number
-        wide = next(iter(step.params_after.values())).dtype == np.float64
+        after = found_in(step, "params_after", step.params_after)
+        wide = next(iter(after.values())).dtype == np.float64
         allowed = factor * (FLOAT64_FACTOR if wide else FACTOR)
         try:
             made = [run.send(step) for run in runs]
@@ -151,7 +163,8 @@ def _trained(
     while True:
         with precision.active():
             batch = bench.batch(step, precision)
-            forward = bench.runs.forward(variables, batch, precision)
+            masks = Masks.of(step.masks)
+            forward = bench.runs.forward(variables, batch, masks, precision)
             params, _ = bench.model.split(variables)
             grads, clip_state = bench.runs.clipped(forward.grads, clip_state, params)
             params, opt_state = bench.runs.optimized(grads, opt_state, params)
@@ -164,29 +177,30 @@ def _compared(
     bench: Bench, step: Step, made: Sequence[tuple[float, Arrays]], allowed: float
 ) -> FreeStep:
     (narrow_loss, narrow), (wide_loss, wide) = made
-    names = [name for name in step.params_after if name in wide]
-    noises: dict[str, Noise] = {}
+    after = found_in(step, "params_after", step.params_after)
+    names = [name for name in after if name in wide and math.prod(after[name].shape)]
     ratios: dict[str, float] = {}
     in_float64 = False
     for name in names:
-        torch = step.params_after[name]
-        if not torch.size:
-            continue
+        torch = after[name]
         in_float64 |= torch.dtype == np.float64
-        sample = Sample(name, "", torch, (narrow[name],), wide[name])
-        noises[name] = noise_of(sample, np.ones(torch.shape, bool))
-        ratios[name] = l2(widened(torch) - wide[name]) / noises[name].norm
+        stand_in = np.zeros(torch.shape, torch.dtype)
+        sample = Sample(name, "", stand_in, (narrow[name],), wide[name])
+        scale = noise_of(sample, np.ones(torch.shape, bool)).norm
+        ratios[name] = _distance(wide[name], torch) / scale
     port = wide if in_float64 else narrow
     noise = _apart(narrow, wide, names)
     worst = max(ratios, key=lambda name: np.nan_to_num(ratios[name], nan=np.inf))
     ratio = ratios[worst]
-    told = bool(noise < DROWNED)
+    # In few bits a gradient near 0 may have either sign, and Adam makes a whole step of
+    # it: one run then says nothing about another.
+    told = bool(noise < DROWNED) and not is_coarse(coarsest(bench.runs.dtypes))
     losses = [float(loss) for loss in step.loss]
     return FreeStep(
         step=step.number,
         torch_loss=sum(losses) if losses else math.nan,
         port_loss=wide_loss if in_float64 else narrow_loss,
-        difference=_apart(port, step.params_after, names),
+        difference=_apart(port, after, names),
         noise=noise,
         ratio=float(ratio),
         worst=worst,
@@ -195,9 +209,16 @@ def _compared(
     )
 
 
-def _apart(a: Arrays, b: Arrays, names: Sequence[str]) -> float:
+def _apart(a: Arrays, b: Mapping[str, Array | Known], names: Sequence[str]) -> float:
     """Return ``‖a - b‖ / ‖b‖`` over all parameters."""
-    apart = [l2(widened(a[name]) - widened(b[name])) for name in names if a[name].size]
-    whole = [l2(widened(b[name])) for name in names if b[name].size]
-    norm = l2(np.asarray(whole))
-    return l2(np.asarray(apart)) / norm if norm else 0.0
+    apart = l2(np.asarray([_distance(a[name], b[name]) for name in names]))
+    norm = true_norm({name: b[name] for name in names})
+    return apart / norm if norm else 0.0
+
+
+def _distance(port: Array, torch: Array | Known) -> float:
+    """Return ``‖port - torch‖``, or what a digest makes of it."""
+    if not isinstance(torch, Known):
+        return l2(widened(torch) - widened(port))
+    [own] = project([widened(port)])
+    return l2(own - torch.projections) / math.sqrt(DRAWS)

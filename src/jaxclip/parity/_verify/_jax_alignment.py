@@ -26,6 +26,7 @@ from jaxclip.parity._trace._step import Step
 from jaxclip.parity._verify._aligned import Array, Arrays, Cast, State
 from jaxclip.parity._verify._alignment import Place, flat
 from jaxclip.parity._verify._capture import Calls
+from jaxclip.parity._verify._dropouts import Dropouts
 from jaxclip.parity._verify._models import Model, NNXModel
 from jaxclip.parity._verify._port import Port
 from jaxclip.parity._verify._samples import is_float
@@ -43,6 +44,7 @@ class JaxAlignment:
 
     Attributes:
         untied: Nothing: Flax lists a parameter under one name.
+        dropouts: None: the port draws its masks by the same keys.
 
     Raises:
         ConversionError: If the weights do not fit.
@@ -53,6 +55,7 @@ class JaxAlignment:
     def __init__(self, model: Model, port: Port, step: Step) -> None:
         """Pair the names."""
         self._model = model
+        self.dropouts = Dropouts.none()
         self._rename: Rename | None = port.rename
         self._clips = port.clip is not None
         params, rest = model.split(model.variables)

@@ -1,6 +1,6 @@
 """The forms in which a port's model is given, called in one way."""
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Collection, Mapping
 from dataclasses import dataclass, fields
 from typing import Any, NamedTuple, Protocol
 
@@ -19,6 +19,8 @@ from jaxclip.parity._verify._capture import (
     linen_calls,
     noting,
 )
+from jaxclip.parity._verify._flax_dropout import replayed_linen, replayed_nnx
+from jaxclip.parity._verify._replay import Account, Replay
 
 LossFn = Callable[[Any, dict[str, Any]], Any]
 
@@ -30,11 +32,13 @@ class Called(NamedTuple):
         value: What it returned.
         rest: The variables that are no parameters, as they are afterwards.
         calls: What the modules returned.
+        account: What became of the masks of dropout.
     """
 
     value: Any
     rest: Any
     calls: Calls
+    account: Account
 
 
 class Model(Protocol):
@@ -48,6 +52,8 @@ class Model(Protocol):
             inside of ``lax.scan``; known after the first call.
         order: The modules in the order in which they returned in the last call that
             was traced.
+        dropouts: The paths of Flax's own dropouts; None if they are known when the
+            model is called, and not before.
     """
 
     target: Any
@@ -55,6 +61,7 @@ class Model(Protocol):
     prefix: tuple[str, ...]
     hidden: set[str]
     order: Order
+    dropouts: Collection[str] | None
 
     def split(self, variables: Any) -> tuple[Any, Any]:
         """Return the parameters, which an optimizer is given, and the rest."""
@@ -65,7 +72,14 @@ class Model(Protocol):
         ...
 
     def call(
-        self, loss_fn: LossFn, params: Any, rest: Any, batch: Any, *, wide: bool | None
+        self,
+        loss_fn: LossFn,
+        params: Any,
+        rest: Any,
+        batch: Any,
+        *,
+        replay: Replay,
+        wide: bool | None,
     ) -> Called:
         """Call the loss function.
 
@@ -86,6 +100,11 @@ class NNXModel:
         self.graphdef, self.variables = nnx.split(module)
         self.hidden: set[str] = set()
         self.order: Order = []
+        self.dropouts: Collection[str] | None = [
+            ".".join(map(str, path))
+            for path, part in nnx.iter_graph(module)
+            if isinstance(part, nnx.Dropout)
+        ]
 
     def split(self, variables: Any) -> tuple[Any, Any]:
         """Take what is ``nnx.Param`` for the parameters."""
@@ -97,7 +116,14 @@ class NNXModel:
         return nnx.merge_state(params, rest)
 
     def call(
-        self, loss_fn: LossFn, params: Any, rest: Any, batch: Any, *, wide: bool | None
+        self,
+        loss_fn: LossFn,
+        params: Any,
+        rest: Any,
+        batch: Any,
+        *,
+        replay: Replay,
+        wide: bool | None,
     ) -> Called:
         """Give the loss function a module of its own."""
         module = nnx.merge(self.graphdef, params, rest, copy=True)
@@ -105,10 +131,13 @@ class NNXModel:
             for name, dtype in _dtypes(vars(part), wide).items():
                 setattr(part, name, dtype)
         self.order = []
-        with captured_nnx(module, self.order) as (calls, hidden):
-            value = loss_fn(module, batch)
+        # What is captured is what the replayed dropouts return.
+        with replay.active(), replayed_nnx(module, replay):
+            with captured_nnx(module, self.order) as (calls, hidden):
+                value = loss_fn(module, batch)
         self.hidden |= hidden
-        return Called(value, self.split(nnx.state(module))[1], dict(calls))
+        rest = self.split(nnx.state(module))[1]
+        return Called(value, rest, dict(calls), replay.account)
 
 
 class LinenModel:
@@ -123,6 +152,7 @@ class LinenModel:
         self.target = module, self.variables
         self.hidden: set[str] = set()
         self.order: Order = []
+        self.dropouts: Collection[str] | None = None
 
     def split(self, variables: Any) -> tuple[Any, Any]:
         """Take the collection ``params`` for the parameters."""
@@ -134,16 +164,25 @@ class LinenModel:
         return {"params": params, **rest}
 
     def call(
-        self, loss_fn: LossFn, params: Any, rest: Any, batch: Any, *, wide: bool | None
+        self,
+        loss_fn: LossFn,
+        params: Any,
+        rest: Any,
+        batch: Any,
+        *,
+        replay: Replay,
+        wide: bool | None,
     ) -> Called:
         """Give the loss function what calls ``apply``."""
         own = {f.name: getattr(self.module, f.name) for f in fields(self.module)}
         module = self.module.clone(**_dtypes(own, wide))
         bound = LinenFunction(module, {"params": params, **rest})
         self.order = []
-        with nn.intercept_methods(noting(self.order)):
-            value = loss_fn(bound, batch)
-        return Called(value, self.split(bound.variables)[1], bound.calls)
+        with replay.active(), replayed_linen(replay):
+            with nn.intercept_methods(noting(self.order)):
+                value = loss_fn(bound, batch)
+        rest = self.split(bound.variables)[1]
+        return Called(value, rest, bound.calls, replay.account)
 
 
 class LinenFunction:
@@ -205,6 +244,7 @@ class BareModel:
             setattr(within, name, nnx.Param(leaf))
         self.hidden: set[str] = set()
         self.order: Order = []
+        self.dropouts: Collection[str] | None = ()
 
     def split(self, variables: Any) -> tuple[Any, Any]:
         """Take all for parameters."""
@@ -216,11 +256,20 @@ class BareModel:
         return params
 
     def call(
-        self, loss_fn: LossFn, params: Any, rest: Any, batch: Any, *, wide: bool | None
+        self,
+        loss_fn: LossFn,
+        params: Any,
+        rest: Any,
+        batch: Any,
+        *,
+        replay: Replay,
+        wide: bool | None,
     ) -> Called:
         """Give the loss function the parameters."""
         del wide
-        return Called(loss_fn(params, batch), rest, {})
+        with replay.active():
+            value = loss_fn(params, batch)
+        return Called(value, rest, {}, replay.account)
 
 
 def _dtypes(attributes: Mapping[str, Any], wide: bool | None) -> dict[str, Any]:

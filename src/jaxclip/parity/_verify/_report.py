@@ -7,8 +7,10 @@ from typing import TYPE_CHECKING, Any
 
 from jaxclip._files import write_whole
 from jaxclip.parity._comparison import ParityError
-from jaxclip.parity._trace._records import LoopWarning
+from jaxclip.parity._html import _page
+from jaxclip.parity._trace._records import LoopWarning, Run
 from jaxclip.parity._verify import _json, _table, _text
+from jaxclip.parity._verify._difference import Difference
 from jaxclip.parity._verify._free_run import FreeRun
 from jaxclip.parity._verify._results import (
     BATCH,
@@ -37,6 +39,9 @@ class Report:
         free_run: The port training on by itself; None if it was not asked for.
         warnings: The mistakes of the recorded loop.
         notes: What else there is to say of the recording or of the port.
+        run: What holds for the whole recorded run.
+        difference: How the first divergent tensor differs, if its values could be
+            compared.
         words: What the two sides are called.
     """
 
@@ -47,6 +52,8 @@ class Report:
     free_run: FreeRun | None = None
     warnings: tuple[LoopWarning, ...] = ()
     notes: tuple[str, ...] = ()
+    run: Run | None = None
+    difference: Difference | None = None
     words: Words = TORCH
 
     # Where users import it from, which is what they should see.
@@ -98,6 +105,13 @@ class Report:
     def steps(self) -> tuple[int, ...]:
         """The numbers of the steps that were compared."""
         return tuple(dict.fromkeys(stage.step for stage in self.stages))
+
+    @property
+    def kinks(self) -> tuple[tuple[int, str], ...]:
+        """The kinks that rounding decided otherwise in the two, with their steps."""
+        return tuple(
+            (stage.step, kink) for stage in self.stages for kink in stage.kinks
+        )
 
     @property
     def not_compared(self) -> tuple[tuple[str, NotCompared], ...]:
@@ -158,15 +172,32 @@ class Report:
         ``"nan"``, ``"inf"`` or ``"-inf"``. The rest is: ``verdict``; ``first``, a
         tensor or null; ``trace``, ``dtype``, ``rule``, ``steps``; ``stages``, each
         with ``step``, ``stage``, ``verdict``, ``tensors``, ``not_compared``,
-        ``notes``; ``free_run``, with ``passed``, ``growth``, ``steps``, or null;
-        ``warnings`` and ``notes``. A tensor has ``step``, ``stage``, ``name``,
-        ``module``, ``passed``, ``detail``, ``hint`` and its figures, as
-        ``TensorResult`` names them. The version counts up when a field is taken away
-        or changes its meaning, not when one is added.
+        ``notes``, ``kinks``; ``free_run``, with ``passed``, ``growth``, ``steps``, or
+        null; ``warnings`` and ``notes``; ``run``, with the fields of ``Run``, or null;
+        ``difference``, with those of ``Difference``, or null. A tensor has ``step``,
+        ``stage``, ``name``, ``module``, ``passed``, ``detail``, ``hint`` and its
+        figures, as ``TensorResult`` names them, with ``share``, the ratio over what is
+        allowed. The version counts up when a field is taken away or changes its
+        meaning, not when one is added.
         """
         return _json.plain(self)
 
     def save_json(self, path: str | os.PathLike[str]) -> None:
         """Write the report as a JSON file, whole or not at all."""
         text = _json.dumps(self)
+        write_whole(Path(path), lambda file: file.write(text.encode()))
+
+    def to_html(self) -> str:
+        """Return the report as a page of HTML, complete in itself.
+
+        It has what the JSON has, drawn: the stages, the modules, the tensors in a table
+        that sorts and filters, how the first divergent tensor differs, and the free
+        run. It asks for nothing from anywhere, and does not need JavaScript to say the
+        verdict and the first divergence.
+        """
+        return _page.page(self)
+
+    def save_html(self, path: str | os.PathLike[str]) -> None:
+        """Write the report as a page of HTML, whole or not at all."""
+        text = self.to_html()
         write_whole(Path(path), lambda file: file.write(text.encode()))

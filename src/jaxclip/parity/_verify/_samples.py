@@ -15,6 +15,9 @@ from jaxclip.parity._verify._words import TORCH, Words
 FLOOR_ULPS = 4.0
 """The least noise to assume, in ulps."""
 
+COARSE_FLOOR_ULPS = 0.5
+"""The same in bfloat16 and float16, where a few ulps would be a tenth."""
+
 PORT_FACTOR = 100.0
 """How many times torch's error the port's may be: two digits."""
 
@@ -103,17 +106,12 @@ def noise_of(sample: Sample, rounded: Array) -> Noise:
     """
     narrow = [widened(array[rounded]) for array in sample.narrow]
     wide = widened(sample.wide[rounded])
-    finfo, low = jnp.finfo(sample.torch.dtype), jnp.finfo(sample.narrow[0].dtype)
-    shrunk = float(finfo.eps) / float(low.eps)
-    # What computes in float32 may flush what is below its smallest normal to zero.
-    least = np.finfo(np.float64 if sample.is_wide else np.float32)
-    tiny = max(float(finfo.smallest_subnormal), float(least.tiny))
-    floor = FLOOR_ULPS * (float(finfo.eps) * np.abs(wide) + tiny)
-    if sample.grain is not None:
-        floor = np.maximum(floor, sample.grain[rounded])
+    eps, low = (float(jnp.finfo(a.dtype).eps) for a in (sample.torch, sample.narrow[0]))
+    shrunk = eps / low
+    floor = floor_of(sample)[rounded]
     errors = [array - wide for array in narrow]
     share = shrunk * (1 + FEW / wide.size)
-    vanishes = l2(wide) <= float(low.eps) * l2(narrow[0])
+    vanishes = l2(wide) <= low * l2(narrow[0])
     norm, greatest = share * max(map(l2, errors)), share * max(map(peak, errors))
     return Noise(
         norm=max(norm, l2(floor)),
@@ -122,6 +120,17 @@ def noise_of(sample: Sample, rounded: Array) -> Noise:
         floor_peak=peak(floor),
         measured=0.0 if vanishes else norm,
     )
+
+
+def floor_of(sample: Sample) -> Array:
+    """Return the least noise to assume of each element."""
+    finfo = jnp.finfo(sample.torch.dtype)
+    # What computes in float32 may flush what is below its smallest normal to zero.
+    least = np.finfo(np.float64 if sample.is_wide else np.float32)
+    tiny = max(float(finfo.smallest_subnormal), float(least.tiny))
+    ulps = FLOOR_ULPS if finfo.bits >= 32 else COARSE_FLOOR_ULPS
+    floor = ulps * (float(finfo.eps) * np.abs(widened(sample.wide)) + tiny)
+    return floor if sample.grain is None else np.maximum(floor, sample.grain)
 
 
 @dataclass(frozen=True)
@@ -134,6 +143,8 @@ class Rule:
         rtol: A relative tolerance instead; with ``atol``, or not at all.
         atol: An absolute tolerance.
         port_factor: How many times the recorded side's error the port's may be.
+        coarse: Whether the port computes in few bits. What torch keeps in float32 of it
+            may then be near the truth by luck, and blames no port.
     """
 
     factor: float = 4.0
@@ -141,6 +152,7 @@ class Rule:
     rtol: float | None = None
     atol: float | None = None
     port_factor: float = PORT_FACTOR
+    coarse: bool = False
 
     def __post_init__(self) -> None:
         """Refuse what is no tolerance."""
@@ -163,6 +175,12 @@ class Rule:
         if self.rtol is not None:
             return f"rtol={self.rtol:g}, atol={self.atol:g}"
         return f"{self.factor:g} times the rounding noise of the port"
+
+    def allowed(self, sample: Sample) -> float:
+        """Return up to which ratio a sample passes."""
+        if self.rtol is not None:
+            return 1.0
+        return self.factor * (FLOAT64_FACTOR if sample.is_wide else 1.0)
 
     def __call__(self, sample: Sample) -> tuple[TensorComparison, Array]:
         """Judge a sample: the comparison, and what each element may differ by."""
@@ -193,7 +211,7 @@ class Rule:
         self, leaf: Leaf, sample: Sample, rounded: Array
     ) -> tuple[TensorComparison, Array]:
         noise = noise_of(sample, rounded)
-        factor = self.factor * (FLOAT64_FACTOR if sample.is_wide else 1.0)
+        factor = self.allowed(sample)
         torch, port, wide = (
             widened(array[rounded])
             for array in (sample.torch, sample.port, sample.wide)
@@ -214,7 +232,7 @@ class Rule:
             verdict = "noise leaves nothing to compare"
         elif max(ratio, peak_ratio) > factor:
             verdict = "more than noise"
-        elif port_ratio > self.port_factor:
+        elif port_ratio > self.port_factor and not self.coarse:
             verdict = f"{candidate} loses digits that {recorded} keeps"
         else:
             verdict = "within noise"

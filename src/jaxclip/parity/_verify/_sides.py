@@ -2,7 +2,8 @@
 
 Each part is given what torch had there: the loss function torch's weights, the clip
 torch's gradients, the optimizer torch's clipped gradients. So a fault is seen where it
-is, and hides no other.
+is, and hides no other. Where digests of torch's gradients were recorded, and not the
+gradients, what comes after them is given the port's own.
 """
 
 from collections.abc import Mapping
@@ -18,7 +19,9 @@ from jaxclip.convert import ConversionError
 from jaxclip.parity._trace._step import Step
 from jaxclip.parity._verify._aligned import Aligned
 from jaxclip.parity._verify._alignment import Place
+from jaxclip.parity._verify._known import arrays_in
 from jaxclip.parity._verify._models import Model
+from jaxclip.parity._verify._replay import Masks, Remark
 from jaxclip.parity._verify._runs import Precision, Runs, nested_batch
 
 Array = np.ndarray[Any, Any]
@@ -39,10 +42,13 @@ class Side:
         buffers: What is no parameter, after the step.
         total_norm: The norm that the clip took; None if none says so.
         clipped: torch's gradients as the port clips them; None if that is in a chain.
+        used: The gradients that the optimizer was given: torch's, as they were
+            clipped, or the port's own where torch's were recorded as digests.
         update: By how much the optimizer changed the parameters.
         params: The parameters after the step.
         kept: The optimizer's state after the step, by ``"name/key"``.
         problems: Why the optimizer's state could not be had.
+        remarks: What there is to say of the masks of dropout.
     """
 
     weights: Arrays
@@ -54,10 +60,12 @@ class Side:
     buffers: Arrays
     total_norm: Array | None = None
     clipped: Arrays | None = None
+    used: Arrays = field(default_factory=dict)
     update: Arrays = field(default_factory=dict)
     params: Arrays = field(default_factory=dict)
     kept: Arrays = field(default_factory=dict)
     problems: tuple[str, ...] = ()
+    remarks: tuple[Remark, ...] = ()
 
 
 @dataclass(frozen=True)
@@ -120,7 +128,8 @@ class Bench:
         own, cast = self.alignment, precision.cast
         variables = own.variables(step, cast)
         params, rest = self.model.split(variables)
-        found = self.runs.forward(variables, self.batch(step, precision), precision)
+        batch, masks = self.batch(step, precision), Masks.of(step.masks)
+        found = self.runs.forward(variables, batch, masks, precision)
         order = [Place(a.module, a.call, a.output) for a in step.activations]
         activations, unseen = own.activations(found.calls, order)
         side = Side(
@@ -131,8 +140,12 @@ class Bench:
             loss=np.asarray(found.loss),
             grads=own.params(found.grads),
             buffers=own.buffers(found.rest),
+            remarks=(*found.account.of(masks),),
         )
         if stepped(step):
+            if precision.change:
+                precision = precision.of_arrays
+                params, _ = self.model.split(own.variables(step, precision.cast))
             self._optimize(side, step, params, found.grads, precision)
         return side
 
@@ -140,13 +153,15 @@ class Bench:
         self, side: Side, step: Step, params: Any, grads: Any, precision: Precision
     ) -> None:
         own, cast = self.alignment, precision.cast
-        grads = own.replaced(grads, step.grads, cast)
+        grads = own.replaced(grads, arrays_in(step, "grads", step.grads), cast)
         clip_state = self.clip_state(step, params, precision)
         if self.clips:
             grads, clip_state = self.runs.clipped(grads, clip_state, params)
             side.clipped = own.params(grads)
             side.total_norm = norm_in(clip_state)
-            grads = own.replaced(grads, step.final_grads, cast)
+            final = arrays_in(step, "final_grads", step.final_grads)
+            grads = own.replaced(grads, final, cast)
+        side.used = own.params(grads)
         try:
             _, _, opt_state = self.start(step, precision)
         except ConversionError as error:
@@ -165,7 +180,10 @@ class Bench:
 def stepped(step: Step) -> bool:
     """Say whether torch's optimizer took a step, and what it left is recorded."""
     took = any(event.kind == "optimizer_step" for event in step.events)
-    return took and bool(step.params_after and step.grads)
+    digests = step.digests
+    after = step.params_after or digests.get("params_after")
+    grads = step.grads or digests.get("grads")
+    return took and bool(after and grads)
 
 
 def steps_taken(step: Step) -> int:

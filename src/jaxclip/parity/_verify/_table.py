@@ -46,7 +46,9 @@ def table(report: "Report") -> "RenderableType":
                 f"{tensor.ratio:.3g}",
                 f"{tensor.relative_l2:.2g}",
                 f"{tensor.cosine:.6g}",
-                f"{tensor.mismatched} of {tensor.size}",
+                str(tensor.size)
+                if tensor.by_digest
+                else f"{tensor.mismatched} of {tensor.size}",
             )
         parts.append(tensors)
     parts += map(Text, _text.remarks(report))

@@ -34,7 +34,12 @@ def headline(report: "Report") -> Iterator[str]:
     """Yield the verdict, and where the two part first."""
     steps = f"{len(report.steps)} step{'s' * (len(report.steps) != 1)}"
     if report.passed:
-        yield f"SAME in all that was compared: {report.trace}, {steps}, {report.dtype}"
+        count = len(report.kinks)
+        but = f", up to {count} kink{'s' * (count > 1)}" if count else ""
+        yield (
+            f"SAME in all that was compared{but}: {report.trace}, {steps}, "
+            f"{report.dtype}"
+        )
     else:
         yield f"DIFFERENT: {report.trace}, {steps}, {report.dtype}"
     first = report.first
@@ -58,6 +63,9 @@ def remarks(report: "Report") -> list[str]:
     if report.not_compared:
         lines += ["", "Not compared:"]
         lines += [f"  {stage}: {left}" for stage, left in report.not_compared]
+    if report.kinks:
+        lines += ["", "Kinks that rounding decided otherwise in the two:"]
+        lines += [f"  step {step}: {kink}" for step, kink in report.kinks]
     notes = dict.fromkeys(
         [*report.notes, *(note for stage in report.stages for note in stage.notes)]
     )

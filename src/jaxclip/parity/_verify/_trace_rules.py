@@ -69,7 +69,10 @@ class TraceRule:
         """
         if self.exact:
             limits = self._limits(drifted)
-            result = judged(step, stage, sample, lambda each: _by_noise(each, limits))
+            result = judged(
+                *(step, stage, sample, lambda each: _by_noise(each, limits)),
+                limits.allowed(sample),
+            )
             return None if drifted and _drowned(result.comparison, limits) else result
         if self.rule.rtol is not None:
             result = judged(step, stage, sample, self.rule)
@@ -122,6 +125,7 @@ class TraceRule:
             *(step, stage, name, module, passed, detail, comparison),
             size=math.prod(reference.shape),
             ratio=ratio,
+            allowed=1.0,
             relative_l2=apart / reference.l2 if reference.l2 else apart,
         )
 

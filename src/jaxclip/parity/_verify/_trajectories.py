@@ -10,7 +10,6 @@ import numpy as np
 from jaxclip.parity._trace._digest import Digest
 from jaxclip.parity._trace._records import Run
 from jaxclip.parity._trace._step import Step
-from jaxclip.parity._verify._assembly import DIGESTED
 from jaxclip.parity._verify._held import Held, Names, held, module_of, update_of
 from jaxclip.parity._verify._results import (
     BATCH,
@@ -41,6 +40,8 @@ _RECORDED_AS = {
     "buffers after": "buffers_after",
 }
 """The stages after the weights by their names in a recording."""
+
+_DIGESTED = "recorded as a digest (digest_above=)"
 
 _OPTIMIZED = ("update", "optimizer state", "parameters after")
 """The stages that begin with the gradients."""
@@ -164,7 +165,7 @@ class Trajectories:
             taken.add(own)
             other = theirs.get(own)
             if other is None and own in self.candidate.digests.get(part, {}):
-                left.append(NotCompared(name, DIGESTED))
+                left.append(NotCompared(name, _DIGESTED))
                 continue
             if other is None:
                 self._missing(stage, name, (array, None), tensors, left)
@@ -182,7 +183,7 @@ class Trajectories:
                 tensors.append(result)
         if stage == "update":
             digested = self.reference.digests.get(part, {})
-            left += [NotCompared(name, DIGESTED) for name in digested]
+            left += [NotCompared(name, _DIGESTED) for name in digested]
             taken |= {self.names(stage, name) for name in digested}
         for own, other in theirs.items():
             if own not in taken:
