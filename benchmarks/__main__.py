@@ -19,6 +19,7 @@ from benchmarks import (
     record_run,
     standalone,
     training_step,
+    verify_step,
 )
 from benchmarks.timing import hardware
 
@@ -52,6 +53,7 @@ def main() -> None:
         eager_calls,
         convert_weights,
         record_run,
+        verify_step,
     )
     tables = [table for benchmark in benchmarks for table in benchmark.main()]
     if "--write" not in sys.argv[1:]:

@@ -28,6 +28,7 @@ from rich.console import Console
 from rich.progress import track
 from rich.table import Table
 
+from benchmarks import memory
 from benchmarks.timing import hardware, ratio
 from jaxclip import convert
 from jaxclip._safetensors import (
@@ -142,22 +143,14 @@ def measured(name: str, size: str, file: Path | None) -> tuple[float, float]:
     # Whatever is imported and compiled once is no part of the call.
     tiny = nnx.Linear(2, 3, rngs=nnx.Rngs(0))
     CALLS[name](torch.nn.Linear(2, 3), tiny)
-    before = _resident("VmRSS")
-    # The kernel starts anew to look for the peak.
-    Path("/proc/self/clear_refs").write_text("5")
+    before = memory.resident()
+    memory.forget_peak()
     start = time.perf_counter()
     made = CALLS[name](source, target)
     milliseconds = (time.perf_counter() - start) * 1e3
-    extra = _resident("VmHWM") - before - result
+    extra = memory.peak() - before - result
     del made
     return milliseconds, extra
-
-
-def _resident(field: str) -> int:
-    for line in Path("/proc/self/status").read_text().splitlines():
-        if line.startswith(f"{field}:"):
-            return int(line.split()[1]) * 1024
-    raise RuntimeError(f"this kernel does not tell {field}")
 
 
 def table(size: str, file: Path | None, rounds: int) -> Table:

@@ -60,13 +60,18 @@ def test_the_demo_names_the_parameters_and_every_way_to_clip(tiny_run):
     assert [name for name in names + ways if name not in run.stdout] == []
 
 
-def test_the_demo_leaves_a_picture_and_numbers(tiny_run):
+def test_the_demo_leaves_a_report_a_picture_numbers_and_recordings(tiny_run):
     _, out = tiny_run
     assert (out / "clipping.png").read_bytes().startswith(b"\x89PNG\r\n\x1a\n")
     assert sorted(path.name for path in out.iterdir()) == [
         "clipping.png",
+        "float32.trace",
+        "float64.trace",
         "metrics.json",
+        "report.html",
     ]
+    assert "Same in all that was compared" in (out / "report.html").read_text()
+    assert cli.main(["inspect", str(out / "float64.trace")]) == 0
 
 
 def test_a_file_gets_no_control_characters(tiny_run):

@@ -71,10 +71,12 @@ MAY_IMPORT = {
         "jax",
         "numpy",
         "optax",
+        "parity._html",
         "parity._torch (lazily)",
         "rich (lazily)",
         "root",
     },
+    "parity._html": {"parity"},
     "parity.pytest_plugin": {"parity", "pytest"},
     "parity._torch": {"_arrays", "jax", "numpy", "parity", "root", "torch"},
     "demo": {

@@ -18,6 +18,7 @@ SMALLER = {
     "02_clipping_in_optax_chains": {"STEPS": 40},
     "03_port_weights": {"TRAINING_STEPS": 20, "MORE_STEPS": 10, "NORM_STEPS": 10},
     "04_port_the_training_loop": {"STEPS": 8, "STOP": 4, "WARMUP": 2, "LAYERS": 1},
+    "05_find_the_divergence": {"STEPS": 2},
 }
 
 # Where this machine keeps its files, and where others do.

@@ -10,10 +10,10 @@ import sys
 from collections.abc import Sequence
 
 from jaxclip import __version__
-from jaxclip._commands import convert, demo, inspect, verify
+from jaxclip._commands import compare, convert, demo, inspect, verify
 from jaxclip._commands._arguments import CommandError
 
-_SUBCOMMANDS = (demo, inspect, convert, verify)
+_SUBCOMMANDS = (demo, inspect, convert, verify, compare)
 
 
 def main(argv: Sequence[str] | None = None) -> int:

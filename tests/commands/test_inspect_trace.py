@@ -2,13 +2,16 @@
 
 import json
 
+import jax
+import numpy as np
+import optax
 import pytest
 import torch
 from torch import nn
 from torch.nn import functional as F
 
 from jaxclip import cli
-from jaxclip.parity import open_trace, record
+from jaxclip.parity import open_trace, record, record_jax
 from torchref.my_linear import my_net
 
 X, Y = torch.ones(2, 4), torch.zeros(2, 1)
@@ -60,6 +63,18 @@ def test_a_run_that_was_killed_is_said_to_be(recording, capsys):
     assert cli.main(["inspect", str(recording)]) == 0
     said = capsys.readouterr().out.splitlines()[-1]
     assert said == "0 steps, 0 bytes; the run did not come to its end"
+
+
+def test_a_run_of_jax_is_shown_too(tmp_path, capsys):
+    state = optax.inject_hyperparams(optax.sgd)(0.5).init({"w": np.ones(2, "f")})
+    with record_jax(tmp_path / "run.trace") as run:
+        run.add(params={"w": np.ones(2, "f")}, loss=1.5, opt_state_after=state)
+    assert cli.main(["inspect", str(tmp_path / "run.trace")]) == 0
+    facts = {line.split()[0]: line for line in capsys.readouterr().out.splitlines()}
+    assert f"jax {jax.__version__}" in facts["versions"]
+    assert facts["0"].split()[1:4] == ["1.5", "None", "0.5"]
+    assert cli.main(["inspect", str(tmp_path / "run.trace"), "--json"]) == 0
+    assert json.loads(capsys.readouterr().out)["framework"] == "jax"
 
 
 def test_programs_get_json(recording, capsys):

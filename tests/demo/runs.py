@@ -1,16 +1,20 @@
-"""Trainings made up for the tests, which no framework had to run."""
+"""Trainings and reports made up for the tests, which no framework had to run."""
 
 import numpy as np
 
-from jaxclip.demo._agreement import judge
 from jaxclip.demo._history import History
+from jaxclip.demo._proof import Proof
 from jaxclip.demo._trainings import Trainings
+from jaxclip.parity import Report
+from jaxclip.parity._verify._free_run import FreeRun, FreeStep
+from jaxclip.parity._verify._results import StageResult, judged
+from jaxclip.parity._verify._samples import Rule, Sample
 
 STEPS = 20
 
 
-def history(dtype="float64", *, error=0.0, growth=1.0, steps=STEPS):
-    """Make a run whose errors grow from step to step.
+def history(*, error=0.0, growth=1.0, steps=STEPS):
+    """Make a run in float32 whose errors grow from step to step.
 
     ``error`` is the relative error after the first step, ``growth`` what each step
     multiplies it by.
@@ -24,36 +28,43 @@ def history(dtype="float64", *, error=0.0, growth=1.0, steps=STEPS):
     }
     norms = np.linspace(3, 0.5, steps)
     return History(
-        losses.astype(dtype),
+        losses.astype("float32"),
         norms,
         np.minimum(norms, 1.0),
         np.full(steps, 0.01),
         {
-            step: {name: w.astype(dtype) for name, w in named.items()}
+            step: {name: w.astype("float32") for name, w in named.items()}
             for step, named in weights.items()
         },
     )
 
 
-def runs(**changed):
-    """Make the four runs of a correct port, but for those given."""
-    return {
-        "torch32": history("float32", error=3e-7, growth=1.2),
-        "torch64": history(error=1e-15, growth=1.2),
-        "jax32": history("float32", error=-2e-7, growth=1.2),
-        "jax64": history(),
-    } | changed
+def trainings(**changed):
+    """Make the runs of a correct port, but for those given."""
+    runs = {
+        "torch": history(error=3e-7, growth=1.2),
+        "jax": history(error=-2e-7, growth=1.2),
+        "unclipped": history(error=1.0),
+    }
+    return Trainings(**(runs | changed), max_norm=1.0)
 
 
-def trainings(*, unclipped=None, **changed):
-    four = runs(**changed)
-    free = history("float32", error=1.0) if unclipped is None else unclipped
-    return Trainings(
-        torch=four["torch32"],
-        jax=four["jax32"],
-        unclipped=free,
-        torch64=four["torch64"],
-        jax64=four["jax64"],
-        max_norm=1.0,
-        agreement=judge(1.0, **four),
-    )
+def report(dtype="float32", *, error=0.0, noise=1e-7):
+    """Make the report on a recording of ten steps whose loss is off by ``error``."""
+    found = []
+    for number in range(10):
+        loss = np.full(1, 2.0)
+        wrong = (loss * (1 + error)).astype(dtype)
+        sample = Sample("loss", "", wrong, (loss.astype("float32"),), loss)
+        tensor = judged(number, "loss", sample, Rule())
+        found.append(StageResult(number, "loss", (tensor,)))
+    steps = [
+        FreeStep(n, 2.0, 2.0, error + 1e-16 * (n + 1), noise, 0.5, "w", True, True)
+        for n in range(10)
+    ]
+    return Report("run.trace", dtype, "4 times", (*found,), FreeRun((*steps,), 250.0))
+
+
+def proof(*, error32=0.0, error64=0.0):
+    """Make the proof of a correct port, but for the errors of the losses."""
+    return Proof(report(error=error32), report("float64", error=error64), clipped=7)

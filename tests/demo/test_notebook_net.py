@@ -9,7 +9,7 @@ import jaxclip
 from jaxclip.demo._metrics import write_metrics
 from jaxclip.demo._notebook_net import compare_nets, max_ulps
 from jaxclip.demo._settings import Settings
-from tests.demo.runs import history, trainings
+from tests.demo.runs import history, proof, trainings
 
 
 @pytest.fixture(scope="module")
@@ -75,7 +75,7 @@ def test_a_wrong_clip_is_found_and_named(monkeypatch, tmp_path):
     assert "NOT equal" in str(net)
     assert "jaxclip.clip_grad_norm:" in str(net)
     # What was compared and differs is no less compared.
-    write_metrics(net, trainings(), Settings(), tmp_path / "metrics.json")
+    write_metrics(net, trainings(), proof(), Settings(), tmp_path / "metrics.json")
     metrics = json.loads((tmp_path / "metrics.json").read_text())
     assert metrics["notebook_net"]["equal"] is False
     ulps = {way["name"]: way["max_ulps"] for way in metrics["notebook_net"]["ways"]}
@@ -84,11 +84,14 @@ def test_a_wrong_clip_is_found_and_named(monkeypatch, tmp_path):
 
 
 def test_metrics_have_every_step_and_null_for_nan(net, tmp_path):
-    free = history("float32")
+    free = history()
     free.losses[3] = np.nan
     path = tmp_path / "metrics.json"
-    write_metrics(net, trainings(unclipped=free), Settings(), path)
-    runs = json.loads(path.read_text())["language_model"]["runs"]
+    write_metrics(net, trainings(unclipped=free), proof(), Settings(), path)
+    model = json.loads(path.read_text())["language_model"]
+    assert model["equal"] is True
+    assert model["verdict"] == str(proof())
+    runs = model["runs"]
     assert list(runs) == ["torch", "JAX", "torch, unclipped"]
     assert runs["torch, unclipped"]["loss"][2:5] == [
         *(pytest.approx(free.losses[2]), None, pytest.approx(free.losses[4])),

@@ -3,7 +3,7 @@ import pytest
 
 from jaxclip.demo._picture import draw, make_figure
 from jaxclip.demo._settings import Settings
-from tests.demo.runs import history, trainings
+from tests.demo.runs import history, proof, trainings
 
 
 def texts(ax):
@@ -12,7 +12,7 @@ def texts(ax):
 
 
 def test_each_panel_says_what_it_shows():
-    figure = make_figure(trainings(), Settings())
+    figure = make_figure(trainings(), proof(), Settings())
     losses, norms, differences = figure.axes
     assert "torch, not clipped" in texts(losses)
     assert {"torch, clipped", "JAX, clipped", "threshold 1"} <= set(texts(norms))
@@ -24,7 +24,7 @@ def test_each_panel_says_what_it_shows():
 
 def test_the_curves_are_the_runs():
     runs = trainings()
-    losses, norms, differences = make_figure(runs, Settings()).axes
+    losses, norms, differences = make_figure(runs, proof(), Settings()).axes
     for ax, name in ((losses, "losses"), (norms, "grad_norms")):
         curves = {line.get_label(): line.get_ydata() for line in ax.get_lines()}
         for label, run in {
@@ -39,6 +39,10 @@ def test_the_curves_are_the_runs():
     np.testing.assert_allclose(
         curves["all parameters"][-1], [20, 5e-7 * 1.2**19], rtol=0.01
     )
+    noise = curves["all parameters of JAX, float32 against float64"]
+    np.testing.assert_array_equal(noise, [[n, 1e-7] for n in range(1, 11)])
+    exact = curves["all parameters, both in float64"]
+    np.testing.assert_array_equal(exact, [[n, 1e-16 * n] for n in range(1, 11)])
 
 
 def test_parameters_are_compared_by_name():
@@ -48,7 +52,7 @@ def test_parameters_are_compared_by_name():
         weights["b"] = jax["b"] = np.float32([[7.0]])
         # The frameworks list them in different orders.
         jax["w"] = jax.pop("w")
-    differences = make_figure(runs, Settings()).axes[2]
+    differences = make_figure(runs, proof(), Settings()).axes[2]
     [curve] = [
         line.get_ydata()
         for line in differences.get_lines()
@@ -58,20 +62,19 @@ def test_parameters_are_compared_by_name():
 
 
 def test_a_difference_is_said():
-    runs = trainings(torch64=history(error=1e-3))
-    differences = make_figure(runs, Settings()).axes[2]
+    differences = make_figure(trainings(), proof(error64=1e-3), Settings()).axes[2]
     assert "torch against JAX: NOT equal" in texts(differences)
 
 
 @pytest.mark.parametrize("value", [np.nan, np.inf])
 def test_a_run_that_is_not_finite_is_drawn_and_told(tmp_path, value):
-    free = history("float32")
+    free = history()
     free.losses[5:] = value
     free.grad_norms[5:] = value
     runs = trainings(unclipped=free)
-    losses = make_figure(runs, Settings()).axes[0]
+    losses = make_figure(runs, proof(), Settings()).axes[0]
     assert [text.get_text() for text in losses.texts] == [
         f"not clipped: {value} from step 6"
     ]
-    draw(runs, Settings(), tmp_path / "clipping.png")
+    draw(runs, proof(), Settings(), tmp_path / "clipping.png")
     assert (tmp_path / "clipping.png").stat().st_size > 10_000

@@ -34,7 +34,7 @@ def test_a_terminal_of_80_columns_will_do():
 
 
 def test_a_run_that_became_nan_is_told():
-    losses = history("float32", error=1.0)
+    losses = history(error=1.0)
     losses.losses[7:] = np.nan
     text = printed(trainings(unclipped=losses))
     assert "torch, unclipped: the loss is nan at step 8." in text

@@ -7,10 +7,10 @@ import pytest
 
 from jaxclip.demo import _run
 from jaxclip.demo._settings import DemoError, Settings
-from tests.demo.runs import history, trainings
+from tests.demo.runs import proof, trainings
 
-RIGHT = trainings()
-WRONG = trainings(torch64=history(error=1e-3))
+RIGHT = proof()
+WRONG = proof(error64=1e-3)
 
 
 @pytest.fixture
@@ -21,7 +21,8 @@ def pretend(monkeypatch):
         net = SimpleNamespace(equal=net_equal)
         monkeypatch.setattr(_run, "compare_nets", lambda seed: net)
         monkeypatch.setattr(_run, "print_net", lambda console, net: None)
-        monkeypatch.setattr(_run, "train_all", lambda *_: found)
+        monkeypatch.setattr(_run, "train_all", lambda *_: trainings())
+        monkeypatch.setattr(_run, "prove", lambda *_: found)
         monkeypatch.setattr(_run, "write_metrics", lambda *_: None)
 
     return set_results
@@ -38,8 +39,10 @@ def test_the_status_is_1_if_either_part_differs(
     pretend(net_equal=net_equal, found=found)
     assert _run.run(Settings(out=tmp_path / "new" / "folder")) == status
     assert (tmp_path / "new" / "folder" / "clipping.png").exists()
+    report = (tmp_path / "new" / "folder" / "report.html").read_text()
+    assert "run.trace" in report
     out = capsys.readouterr().out
-    assert f"Verdict: {found.agreement}".split(":")[1] in out
+    assert f"Verdict: {str(found)[:20]}" in out
 
 
 def test_a_full_disk_is_told(pretend, monkeypatch, tmp_path):

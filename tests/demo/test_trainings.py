@@ -9,11 +9,15 @@ import pytest
 import torch
 
 from jaxclip import models
-from jaxclip.demo import _language_model
-from jaxclip.demo._language_model import make_task, train_jax, train_torch
+from jaxclip.demo._language_model import (
+    make_task,
+    one_torch_thread,
+    train_jax,
+    train_torch,
+)
 from jaxclip.demo._settings import CELLS, Settings
 from jaxclip.demo._text import load_corpus
-from jaxclip.demo._trainings import _one_torch_thread, train_all
+from jaxclip.demo._trainings import train_all
 
 # A threshold that the first steps exceed, so that every step is clipped.
 TINY = Settings(steps=5, hidden=8, max_norm=0.05)
@@ -75,12 +79,10 @@ def test_the_jax_step_is_traced_once(corpus, monkeypatch):
 
 @pytest.fixture(scope="module")
 def trainings(corpus):
-    return train_all(TINY, corpus, unwatched)
+    return train_all(make_task(TINY, corpus), unwatched)
 
 
 def test_the_runs_are_equal_and_the_unclipped_one_is_not(trainings):
-    assert trainings.agreement.equal, str(trainings.agreement)
-    assert trainings.agreement.steps == trainings.agreement.clipped == 5
     assert trainings.torch.losses.dtype == trainings.jax.losses.dtype == np.float32
     np.testing.assert_allclose(trainings.torch.losses, trainings.jax.losses, rtol=1e-5)
     free = trainings.unclipped
@@ -104,34 +106,8 @@ def test_torch_has_one_thread_during_the_runs_and_its_own_number_after():
     before = torch.get_num_threads()
     try:
         torch.set_num_threads(2)
-        with _one_torch_thread():
+        with one_torch_thread():
             assert torch.get_num_threads() == 1
         assert torch.get_num_threads() == 2
     finally:
         torch.set_num_threads(before)
-
-
-def swapped(model):
-    """Mistake the recurrent weights, which are square, for their transpose."""
-    model.rnn.weight_hh_l0.set_value(model.rnn.weight_hh_l0[...].T)
-
-
-def nudged(model):
-    """Move one weight of several thousand by a millionth."""
-    weight = model.output.kernel[...]
-    model.output.kernel.set_value(weight.at[0, 0].add(1e-6))
-
-
-@pytest.mark.parametrize("mistake", [swapped, nudged])
-def test_wrong_weights_are_found(corpus, monkeypatch, mistake):
-    jax_model = _language_model.Task.jax_model
-
-    def wrong(self, dtype):
-        model = jax_model(self, dtype)
-        mistake(model)
-        return model
-
-    monkeypatch.setattr(_language_model.Task, "jax_model", wrong)
-    agreement = train_all(TINY, corpus, unwatched).agreement
-    assert not agreement.equal
-    assert "NOT equal" in str(agreement)

@@ -28,8 +28,9 @@ from jaxclip import models
 from jaxclip.models import linen
 from jaxclip.parity import Port, open_trace, verify
 from jaxclip.parity._verify._alignment import Alignment
+from jaxclip.parity._verify._models import read_model
 from jaxclip.parity._verify._results import StageResult
-from jaxclip.parity._verify._runs import Precision, compiled
+from jaxclip.parity._verify._runs import Precision, Runs
 from jaxclip.parity._verify._samples import Rule, Sample
 from jaxclip.parity._verify._sides import Bench
 from jaxclip.parity._verify._stages import Comparing
@@ -73,8 +74,9 @@ class Keeping(Rule):
 def compared(path: Path, port: Port) -> Iterator[tuple[StageResult, list[Sample]]]:
     """Yield the stages of a recording, with their arrays on both sides."""
     trace = open_trace(path)
-    model, runs = compiled(port)
+    model = read_model(port.model)
     alignment = Alignment(model, port, trace.run, trace[0])
+    runs = Runs(model, port, alignment.dropouts)
     bench = Bench(model, alignment, runs, port.clip is not None)
     for step in trace:
         narrow, wide = (bench.side(step, Precision(is_wide)) for is_wide in (0, 1))

@@ -7,6 +7,7 @@ from flax import linen, nnx
 
 from jaxclip.parity._verify._capture import captured_nnx
 from jaxclip.parity._verify._models import LinenModel, NNXModel, read_model
+from jaxclip.parity._verify._replay import Replay
 
 
 class Inner(nnx.Linear):
@@ -60,7 +61,9 @@ def test_a_model_that_names_its_dtype_computes_in_float64(wide):
         dtype = "float64" if wide else "float32"
         variables = jax.tree.map(lambda x: x.astype(dtype), model.variables)
         params, rest = model.split(variables)
-        called = model.call(lambda m, x: m(x), params, rest, jnp.arange(3), wide=wide)
+        called = model.call(
+            lambda m, x: m(x), params, rest, jnp.arange(3), replay=Replay(), wide=wide
+        )
     assert called.value.dtype == dtype
 
 
@@ -75,7 +78,9 @@ def test_a_linen_model_keeps_what_it_changes():
     model = read_model((Norm(), variables))
     assert isinstance(model, LinenModel)
     params, rest = model.split(variables)
-    called = model.call(lambda m, x: m(x, train=True), params, rest, x, wide=False)
+    called = model.call(
+        lambda m, x: m(x, train=True), params, rest, x, replay=Replay(), wide=False
+    )
     assert [*called.calls] == ["bn", ""]
     before, after = (tree["batch_stats"]["bn"]["mean"] for tree in (rest, called.rest))
     assert not (before == after).all()
@@ -83,5 +88,6 @@ def test_a_linen_model_keeps_what_it_changes():
         model.call(
             lambda m, x: m(x, train=True, mutable=["batch_stats"]),
             *(params, rest, x),
+            replay=Replay(),
             wide=False,
         )

@@ -1,6 +1,7 @@
 """The fixture that verifies a port in a test."""
 
 import json
+import re
 
 import pytest
 
@@ -12,27 +13,29 @@ from tests.parity.test_verify import WRONG, linear_run, make_right
 class Config:
     """What the fixture asks pytest's configuration for."""
 
-    def __init__(self, folder):
-        """Keep the folder."""
-        self.folder = folder
+    def __init__(self, **folders):
+        """Keep the folder of each kind of report."""
+        self.folders = folders
 
     def getoption(self, name):
-        assert name == "--parity-json"
-        return self.folder
+        kind = name.removeprefix("--parity-")
+        assert kind in ("json", "html")
+        return self.folders.get(kind)
 
 
 class Request:
     """A test that asks for the fixture."""
 
-    def __init__(self, path, folder=None):
+    def __init__(self, path, **folders):
         """Keep the path of the test."""
-        self.path, self.config, self.node = path, Config(folder), self
+        self.path, self.config, self.node = path, Config(**folders), self
         self.nodeid = "tests/test_port.py::test_port[a/b]"
 
 
 def test_a_recording_beside_the_test_is_found(tmp_path):
     linear_run(tmp_path / "run.trace", steps=1)
-    parity = Parity(Request(tmp_path / "test_port.py", tmp_path / "reports"))
+    folders = {"json": tmp_path / "reports", "html": tmp_path / "pages"}
+    parity = Parity(Request(tmp_path / "test_port.py", **folders))
     assert parity("run.trace", make_right(), free_run=False).passed
     with pytest.raises(ParityError, match="First divergence: step 0, update"):
         parity("run.trace", WRONG, free_run=False)
@@ -43,4 +46,12 @@ def test_a_recording_beside_the_test_is_found(tmp_path):
     assert verdicts == {
         "tests-test_port.py-test_port-a-b.json": "same",
         "tests-test_port.py-test_port-a-b-1.json": "different",
+    }
+    titles = {
+        path.name: "<h1>Different" in re.sub("<svg.*?</svg>", "", path.read_text())
+        for path in (tmp_path / "pages").iterdir()
+    }
+    assert titles == {
+        "tests-test_port.py-test_port-a-b.html": False,
+        "tests-test_port.py-test_port-a-b-1.html": True,
     }

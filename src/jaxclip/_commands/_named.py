@@ -2,10 +2,14 @@
 
 import importlib
 import os
+import re
 import sys
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from jaxclip._commands._arguments import CommandError
+
+if TYPE_CHECKING:
+    from jaxclip.convert._names import Rename
 
 
 def named(name: str) -> Any:
@@ -46,3 +50,18 @@ def named(name: str) -> Any:
             raise CommandError(f"{name} raised {kind}: {error}") from None
 
     return make
+
+
+def renaming(pairs: list[str]) -> "Rename | None":
+    """Read what ``--rename`` was given: prefixes, and patterns after ``re:``."""
+    rules: dict[str | re.Pattern[str], str] = {}
+    for pair in pairs:
+        old, equals, new = pair.partition("=")
+        if not equals:
+            raise CommandError(f"--rename {pair} is not of the form OLD=NEW")
+        pattern = old.removeprefix("re:")
+        try:
+            rules[old if pattern == old else re.compile(pattern)] = new
+        except re.error as error:
+            raise CommandError(f"--rename {pair}: {error}") from None
+    return rules or None

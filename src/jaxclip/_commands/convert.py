@@ -1,16 +1,12 @@
 """`jaxclip convert`: a torch checkpoint as Flax variables, in a safetensors file."""
 
 import argparse
-import re
 from collections.abc import Mapping
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 from jaxclip._commands._arguments import CommandError, need
-from jaxclip._commands._named import named
-
-if TYPE_CHECKING:
-    from jaxclip.convert._names import Rename
+from jaxclip._commands._named import named, renaming
 
 
 def add(commands: "argparse._SubParsersAction[argparse.ArgumentParser]") -> None:
@@ -100,7 +96,7 @@ def _run(args: argparse.Namespace) -> int:
         job = plan_conversion(
             target,
             args.checkpoint,
-            rename=_rename(args.rename),
+            rename=renaming(args.rename),
             ignore=args.ignore,
             flatten=_flatten(args.flatten),
             stacked=args.stacked,
@@ -126,20 +122,6 @@ def _flat(arrays: Mapping[tuple[str, ...], Any]) -> dict[str, Any]:
     if len(named) < len(arrays):
         raise CommandError("two variables have the same dotted path")
     return named
-
-
-def _rename(pairs: list[str]) -> "Rename | None":
-    rules: dict[str | re.Pattern[str], str] = {}
-    for pair in pairs:
-        old, equals, new = pair.partition("=")
-        if not equals:
-            raise CommandError(f"--rename {pair} is not of the form OLD=NEW")
-        pattern = old.removeprefix("re:")
-        try:
-            rules[old if pattern == old else re.compile(pattern)] = new
-        except re.error as error:
-            raise CommandError(f"--rename {pair}: {error}") from None
-    return rules or None
 
 
 def _flatten(pairs: list[str]) -> dict[str, tuple[int, ...]]:

@@ -2,6 +2,7 @@
 
 import time
 from collections.abc import Callable, Collection, Mapping
+from contextlib import AbstractContextManager
 from dataclasses import dataclass
 from typing import Any
 
@@ -14,6 +15,9 @@ Weights = dict[str, Array]
 
 OnStep = Callable[[int, float], object]
 """Called after each step with how many there have been, and the loss."""
+
+Watch = Callable[[str, int], AbstractContextManager[OnStep]]
+"""Maps a run's name and the number of its steps to what shows its progress."""
 
 
 @dataclass(frozen=True)

@@ -2,8 +2,10 @@
 
 import copy
 import functools
-from collections.abc import Collection
+from collections.abc import Collection, Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass
+from pathlib import Path
 from typing import Any
 
 import jax
@@ -17,8 +19,9 @@ from jaxclip import convert, models
 from jaxclip.demo._history import History, OnStep, Recorder, Weights
 from jaxclip.demo._settings import Settings
 from jaxclip.demo._text import Corpus
+from jaxclip.parity import Port, record
 from torchref.rnn import RNNLM
-from torchref.training import StepResult, train
+from torchref.training import StepResult, sgd, train, train_step
 
 Params = nnx.State[Any, Any]
 """The parameters of an NNX model, split off its structure."""
@@ -65,6 +68,22 @@ def make_task(settings: Settings, corpus: Corpus) -> Task:
     return Task(settings, corpus, model)
 
 
+@contextmanager
+def one_torch_thread() -> Iterator[None]:
+    """Let torch use one thread: on small steps its threads wait for each other.
+
+    With two threads on two cores that others use as well, a run took 3 to 70 seconds
+    where it takes 3 with one.
+    """
+    threads = torch.get_num_threads()
+    torch.set_num_threads(1)
+    try:
+        yield
+    finally:
+        torch.set_num_threads(threads)
+
+
+@one_torch_thread()
 def train_torch(
     task: Task,
     steps: int,
@@ -137,14 +156,12 @@ def train_jax(
         state = _first_state(graphdef, params, task)
 
         def loss_fn(
-            params: Params,
-            state: Any,
-            inputs: jax.Array,
-            targets: jax.Array,
+            params: Params, state: Any, inputs: jax.Array, targets: jax.Array
         ) -> tuple[jax.Array, Any]:
-            logits, state = nnx.merge(graphdef, params)(inputs, state)  # (B, T, V)
-            losses = optax.softmax_cross_entropy_with_integer_labels(logits, targets)
-            return losses.mean(), state
+            model = nnx.merge(graphdef, params)
+            batch = {"inputs": inputs, "targets": targets, "state": state}
+            loss, (_, state) = next_token_loss(model, batch)
+            return loss, state
 
         # The old parameters and states are not needed again: their memory is reused.
         @functools.partial(jax.jit, donate_argnums=(0, 1, 2))
@@ -180,6 +197,62 @@ def train_jax(
                 weights,
             )
     return recorder.history()
+
+
+def next_token_loss(
+    model: models.RNNLM, batch: dict[str, Any]
+) -> tuple[jax.Array, tuple[jax.Array, Any]]:
+    """Return what ``torchref.training.next_token_loss`` does.
+
+    Args:
+        model: The model.
+        batch: ``inputs`` and ``targets``, ``(B, T)`` each, and the ``state``.
+
+    Returns:
+        The loss, and what the model returned: the logits ``(B, T, V)`` and the state.
+    """
+    logits, state = model(batch["inputs"], batch["state"])
+    losses = optax.softmax_cross_entropy_with_integer_labels(logits, batch["targets"])
+    return losses.mean(), (logits, state)
+
+
+def port(task: Task) -> Port:
+    """Return what ``train_jax`` trains, for the recordings of ``record_torch``."""
+    return Port(
+        task.jax_model("float32"),
+        next_token_loss,
+        optax.sgd(task.settings.lr),
+        clip=jaxclip.clip_by_global_norm(task.settings.max_norm),
+    )
+
+
+@one_torch_thread()
+def record_torch(
+    task: Task, steps: int, path: Path, *, dtype: str, on_step: OnStep
+) -> None:
+    """Record what ``train_torch`` does in its first steps, clipped.
+
+    Args:
+        task: The model and what it learns.
+        steps: How many steps.
+        path: Where the recording goes; one that is there is replaced.
+        dtype: The dtype of the weights, and of the computation.
+        on_step: Called after each step.
+    """
+    model, max_norm = task.torch_model(dtype), task.settings.max_norm
+    optimizer = sgd(model, task.settings.lr)
+    state = None
+    with record(path, model, optimizer, overwrite=True) as run:
+        for step, (inputs, targets) in enumerate(task.corpus.batches(steps), 1):
+            if state is None:  # zeros, which the port is to be given, too
+                _, state = model(torch.from_numpy(inputs.copy()))
+                state = jax.tree.map(torch.zeros_like, state)
+            with run.step(inputs=inputs, targets=targets, state=state):
+                found = train_step(
+                    model, optimizer, (inputs, targets), state, max_norm=max_norm
+                )
+            state = found.state
+            on_step(step, found.loss)
 
 
 def _first_state(

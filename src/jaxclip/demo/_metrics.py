@@ -9,12 +9,17 @@ from typing import Any
 from jaxclip._files import write_whole
 from jaxclip.demo._history import History
 from jaxclip.demo._notebook_net import NetComparison, max_ulps
+from jaxclip.demo._proof import Proof
 from jaxclip.demo._settings import Settings
 from jaxclip.demo._trainings import Trainings
 
 
 def write_metrics(
-    net: NetComparison, trainings: Trainings, settings: Settings, path: Path
+    net: NetComparison,
+    trainings: Trainings,
+    proof: Proof,
+    settings: Settings,
+    path: Path,
 ) -> None:
     """Write the verdicts, the clipped gradients and every step of every run.
 
@@ -23,6 +28,7 @@ def write_metrics(
     Args:
         net: The notebook's net.
         trainings: The runs of the language model.
+        proof: Whether they are the same in torch and in JAX.
         settings: What was asked for.
         path: The file; it is written whole or not at all.
 
@@ -49,8 +55,8 @@ def write_metrics(
             ],
         },
         "language_model": {
-            "equal": trainings.agreement.equal,
-            "verdict": str(trainings.agreement),
+            "equal": proof.equal,
+            "verdict": str(proof),
             "runs": {name: _columns(run) for name, run in trainings.runs.items()},
         },
     }

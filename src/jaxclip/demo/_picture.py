@@ -10,10 +10,12 @@ from matplotlib.figure import Figure
 from matplotlib.ticker import FormatStrFormatter, LogLocator, NullFormatter
 
 from jaxclip._files import write_whole
-from jaxclip.demo._agreement import distance, relative_difference
+from jaxclip.demo._differences import distance, relative_difference
 from jaxclip.demo._history import Array, Weights
+from jaxclip.demo._proof import Proof
 from jaxclip.demo._settings import Settings
 from jaxclip.demo._trainings import Trainings
+from jaxclip.parity import Report
 
 # Okabe and Ito's colours, which colour-blind readers can tell apart.
 _TORCH, _JAX, _UNCLIPPED = "#E69F00", "#0072B2", "#CC79A7"
@@ -32,11 +34,12 @@ _STYLE: dict[Any, Any] = {
 }
 
 
-def draw(trainings: Trainings, settings: Settings, path: Path) -> None:
+def draw(trainings: Trainings, proof: Proof, settings: Settings, path: Path) -> None:
     """Draw the trainings into a PNG file, which is written whole or not at all.
 
     Args:
         trainings: The runs.
+        proof: Whether they are the same in torch and in JAX.
         settings: What was asked for.
         path: The file.
 
@@ -44,11 +47,11 @@ def draw(trainings: Trainings, settings: Settings, path: Path) -> None:
         OSError: If it cannot be written.
     """
     with matplotlib.rc_context(_STYLE):
-        figure = make_figure(trainings, settings)
+        figure = make_figure(trainings, proof, settings)
         write_whole(path, lambda file: figure.savefig(file, format="png"))
 
 
-def make_figure(trainings: Trainings, settings: Settings) -> Figure:
+def make_figure(trainings: Trainings, proof: Proof, settings: Settings) -> Figure:
     """Draw losses, gradient norms and differences side by side."""
     figure = Figure(figsize=(16.5, 5.6), dpi=120, layout="constrained")
     figure.suptitle(
@@ -58,7 +61,7 @@ def make_figure(trainings: Trainings, settings: Settings) -> Figure:
     losses, norms, differences = figure.subplots(1, 3, width_ratios=(1, 1, 1.15))
     _draw_losses(losses, trainings)
     _draw_norms(norms, trainings)
-    _draw_differences(differences, trainings)
+    _draw_differences(differences, trainings, proof)
     return figure
 
 
@@ -100,17 +103,14 @@ def _draw_norms(ax: Axes, trainings: Trainings) -> None:
     ax.legend()
 
 
-def _draw_differences(ax: Axes, trainings: Trainings) -> None:
-    verdict = "equal up to rounding" if trainings.agreement.equal else "NOT equal"
+def _draw_differences(ax: Axes, trainings: Trainings, proof: Proof) -> None:
+    verdict = "equal up to rounding" if proof.equal else "NOT equal"
     ax.set_title(f"torch against JAX: {verdict}")
     ax.set_ylabel("relative difference")
     torch, jax = trainings.torch, trainings.jax
-    torch64, jax64 = trainings.torch64, trainings.jax64
-    first = len(jax64.losses)
-
     loss = relative_difference(torch.losses, jax.losses)
-    noise = relative_difference(jax.losses[:first], jax64.losses)
-    exact = relative_difference(torch64.losses, jax64.losses)
+    noise = _of_free_run(proof.float32, "noise")
+    exact = _of_free_run(proof.float64, "difference")
 
     def draw(values: Array, label: str, color: str, style: str) -> None:
         ax.plot(_steps(values), _above_zero(values), style, color=color, label=label)
@@ -127,14 +127,19 @@ def _draw_differences(ax: Axes, trainings: Trainings) -> None:
         color=_PARAMETERS,
         label="all parameters",
     )
-    draw(noise, "loss of JAX, float32 against float64", _NOISE, ":")
-    draw(exact, "loss, both in float64", _EXACT, ".-")
+    draw(noise, "all parameters of JAX, float32 against float64", _NOISE, ":")
+    draw(exact, "all parameters, both in float64", _EXACT, ".-")
     ax.set_xscale("log")
     ax.xaxis.set_major_formatter(FormatStrFormatter("%g"))
     ax.set_yscale("log")
     ax.set_xlabel("step")
     # Between the curves in float32 and those in float64, nine decades below.
     ax.legend(loc="center right", bbox_to_anchor=(1, 0.35))
+
+
+def _of_free_run(report: Report, figure: str) -> Array:
+    steps = () if report.free_run is None else report.free_run.steps
+    return np.array([getattr(step, figure) for step in steps])
 
 
 def _draw_pair(ax: Axes, torch: Array, jax: Array, suffix: str) -> None:

@@ -9,7 +9,7 @@ from rich import box
 from rich.console import Console
 from rich.table import Table
 
-from jaxclip.demo._agreement import relative_difference
+from jaxclip.demo._differences import relative_difference
 from jaxclip.demo._history import Array, History
 from jaxclip.demo._notebook_net import Gradients, NetComparison, max_ulps
 from jaxclip.demo._settings import BATCH_SIZE, SEQUENCE_LENGTH

@@ -5,11 +5,12 @@ import sys
 
 from rich.console import Console
 
-from jaxclip.demo._agreement import Agreement
+from jaxclip.demo._language_model import make_task
 from jaxclip.demo._metrics import write_metrics
 from jaxclip.demo._notebook_net import NetComparison, compare_nets
 from jaxclip.demo._picture import draw
 from jaxclip.demo._progress import progress
+from jaxclip.demo._proof import Proof, prove
 from jaxclip.demo._report import print_net, print_trainings
 from jaxclip.demo._settings import DemoError, Settings
 from jaxclip.demo._text import load_corpus
@@ -55,20 +56,32 @@ def run(settings: Settings) -> int:
         f"2. A recurrent language model on {corpus.name}: "
         f"{len(corpus.tokens):,} characters, {corpus.vocab_size} different ones\n"
     )
-    trainings = train_all(settings, corpus, functools.partial(progress, console))
+    task = make_task(settings, corpus)
+    watch = functools.partial(progress, console)
+    trainings = train_all(task, watch)
     print_trainings(console, trainings)
-    _print_verdict(console, trainings.agreement)
 
-    picture, metrics = settings.out / "clipping.png", settings.out / "metrics.json"
+    console.print("3. Its first steps in torch, recorded, and computed anew in JAX\n")
+    out = settings.out
+    files = {
+        "Report": out / "report.html",
+        "Picture": out / "clipping.png",
+        "Numbers": out / "metrics.json",
+    }
     try:
-        draw(trainings, settings, picture)
-        write_metrics(net, trainings, settings, metrics)
+        proof = prove(task, out, watch)
+        proof.report.save_html(files["Report"])
+        draw(trainings, proof, settings, files["Picture"])
+        write_metrics(net, trainings, proof, settings, files["Numbers"])
     except OSError as error:
-        raise DemoError(f"--out {settings.out}: {error.strerror}") from None
-    console.print(f"Picture: {picture}\nNumbers: {metrics}", soft_wrap=True)
-    return 0 if net.equal and trainings.agreement.equal else 1
+        raise DemoError(f"--out {out}: {error.strerror}") from None
+    console.print(proof.report)
+    _print_verdict(console, proof)
+    for name, path in files.items():
+        console.print(f"{name + ':':8} {path}", soft_wrap=True)
+    return 0 if net.equal and proof.equal else 1
 
 
-def _print_verdict(console: Console, found: NetComparison | Agreement) -> None:
+def _print_verdict(console: Console, found: NetComparison | Proof) -> None:
     color = "green" if found.equal else "red"
     console.print(f"Verdict: {found}\n", style=f"bold {color}")

@@ -9,6 +9,7 @@ from jaxclip.parity._noise import assert_trees_equal as assert_trees_equal
 from jaxclip.parity._noise import compare_to_noise as compare_to_noise
 from jaxclip.parity._noise import compare_trees as compare_trees
 from jaxclip.parity._record import record as record
+from jaxclip.parity._record_jax import record_jax as record_jax
 from jaxclip.parity._trace._digest import Digest as Digest
 from jaxclip.parity._trace._digest import digest as digest
 from jaxclip.parity._trace._json import TraceError as TraceError
@@ -22,6 +23,9 @@ from jaxclip.parity._trace._records import Run as Run
 from jaxclip.parity._trace._step import Activation as Activation
 from jaxclip.parity._trace._step import Step as Step
 from jaxclip.parity._verify._comparing import compare as compare
+from jaxclip.parity._verify._difference import Difference as Difference
 from jaxclip.parity._verify._port import Port as Port
+from jaxclip.parity._verify._replay import replayed_mask as replayed_mask
 from jaxclip.parity._verify._report import Report as Report
+from jaxclip.parity._verify._two_traces import compare_traces as compare_traces
 from jaxclip.parity._verify._verifying import verify as verify

@@ -168,7 +168,7 @@ def assert_trees_equal(actual: Any, expected: Any, *, equal_nan: bool = False) -
           FAIL ['w']: dtype differs: float32 in expected, float64 in actual
     """
     __tracebackhide__ = True
-    rule = functools.partial(_bitwise, equal_nan=equal_nan)
+    rule = functools.partial(bitwise, equal_nan=equal_nan)
     compare({"expected": expected, "actual": actual}, rule).raise_if_different()
 
 
@@ -206,7 +206,8 @@ def assert_trees_close(
     compare({"expected": expected, "actual": actual}, rule).raise_if_different()
 
 
-def _bitwise(leaf: Leaf, *, equal_nan: bool) -> TensorComparison:
+def bitwise(leaf: Leaf, *, equal_nan: bool) -> TensorComparison:
+    """Judge the two sides of a leaf by their bits."""
     if problem := leaf.conflict("dtype", lambda array: array.dtype):
         return leaf.refused(problem)
     expected, actual = leaf.arrays

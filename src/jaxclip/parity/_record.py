@@ -6,6 +6,7 @@ from collections.abc import Iterable
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from jaxclip.parity._trace._options import Options
 from jaxclip.parity._trace._records import STAGES
 
 if TYPE_CHECKING:
@@ -104,35 +105,18 @@ def record(
     from jaxclip.parity._torch._recorder import Recording, check
 
     check(model, optimizer)
-    stages = frozenset([keep] if isinstance(keep, str) else keep)
-    if unknown := sorted(stages - {*STAGES}):
-        raise ValueError(
-            f"record(keep=) has {unknown[0]!r}, which is no stage of a step: the "
-            f"stages are {', '.join(STAGES)}."
-        )
-    if type(every) is not int or every < 1:
-        raise ValueError(f"record(every={every!r}): it must be an integer from 1 on.")
-    if digest_above is not None and (type(digest_above) is not int or digest_above < 0):
-        raise ValueError(
-            f"record(digest_above={digest_above!r}): it must be a number of bytes, or "
-            "None."
-        )
-    if isinstance(activations, bool):
-        activations = ("*",) if activations else ()
-    elif isinstance(activations, str):
-        activations = (activations,)
+    options = Options.read(
+        "record",
+        activations=activations,
+        keep=keep,
+        every=every,
+        digest_above=digest_above,
+        overwrite=overwrite,
+    )
     if scheduler is None:
         scheduler = ()
     elif not isinstance(scheduler, list | tuple):
         scheduler = (scheduler,)
     return Recording(
-        Path(path),
-        model,
-        optimizer,
-        schedulers=tuple(scheduler),
-        activations=tuple(activations),
-        keep=stages,
-        every=every,
-        digest_above=digest_above,
-        overwrite=overwrite,
+        Path(path), model, optimizer, schedulers=tuple(scheduler), options=options
     )

@@ -9,7 +9,8 @@ and hold a port against a recording, which may lie beside the test::
     def test_port(parity):
         parity("run.trace", make_port())
 
-``pytest --parity-json DIR`` keeps the reports.
+``pytest --parity-json DIR`` keeps the reports as JSON, and ``--parity-html DIR`` as
+pages of HTML.
 """
 
 import os
@@ -20,6 +21,9 @@ from typing import Any
 import pytest
 
 from jaxclip.parity import Port, Report, Trace, verify
+
+_KINDS = {"json": "JSON", "html": "HTML"}
+"""What reports are kept as, by the name of the option and of the file."""
 
 
 class Parity:
@@ -33,7 +37,9 @@ class Parity:
         """Keep the test."""
         self._beside = test.path.parent
         self._name = re.sub(r"[^\w.-]+", "-", test.node.nodeid).strip("-")
-        self._folder: str | None = test.config.getoption("--parity-json")
+        self._folders: dict[str, str | None] = {
+            kind: test.config.getoption(f"--parity-{kind}") for kind in _KINDS
+        }
         self._count = 0
 
     def __call__(
@@ -57,23 +63,33 @@ class Parity:
         if not isinstance(trace, Trace) and not Path(trace).exists():
             trace = self._beside / trace
         report = verify(trace, port, **options)
-        if self._folder is not None:
-            folder = Path(self._folder)
-            folder.mkdir(parents=True, exist_ok=True)
-            number = f"-{self._count}" if self._count else ""
-            report.save_json(folder / f"{self._name}{number}.json")
-            self._count += 1
+        self._keep(report)
         report.raise_if_different()
         return report
 
+    def _keep(self, report: Report) -> None:
+        number = f"-{self._count}" if self._count else ""
+        self._count += 1
+        for kind, folder in self._folders.items():
+            if folder is not None:
+                path = Path(folder) / f"{self._name}{number}.{kind}"
+                path.parent.mkdir(parents=True, exist_ok=True)
+                save = report.save_json if kind == "json" else report.save_html
+                save(path)
+
 
 def pytest_addoption(parser: pytest.Parser) -> None:
-    """Add the option."""
-    parser.getgroup("jaxclip").addoption(
-        "--parity-json",
-        metavar="DIR",
-        help="write the report of every comparison of `parity` to a folder, as JSON",
-    )
+    """Add the options."""
+    group = parser.getgroup("jaxclip")
+    for kind, name in _KINDS.items():
+        group.addoption(
+            f"--parity-{kind}",
+            metavar="DIR",
+            help=(
+                "write the report of every comparison of `parity` to a folder, as "
+                f"{name}"
+            ),
+        )
 
 
 @pytest.fixture

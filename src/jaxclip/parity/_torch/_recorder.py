@@ -7,7 +7,6 @@ from contextlib import (
     contextmanager,
     nullcontext,
 )
-from fnmatch import fnmatchcase
 from pathlib import Path
 from types import TracebackType
 from typing import Any, Self
@@ -20,7 +19,8 @@ from jaxclip.parity._torch._describe import Names, describe
 from jaxclip.parity._torch._step import RecordedStep
 from jaxclip.parity._torch._watch import watching
 from jaxclip.parity._trace._mistakes import Mistakes
-from jaxclip.parity._trace._records import STAGES, LoopWarning
+from jaxclip.parity._trace._options import Options
+from jaxclip.parity._trace._records import LoopWarning
 from jaxclip.parity._trace._writer import TraceWriter
 
 
@@ -57,24 +57,14 @@ class Recording:
         optimizer: torch.optim.Optimizer,
         *,
         schedulers: tuple[Any, ...],
-        activations: tuple[str, ...],
-        keep: frozenset[str],
-        every: int,
-        digest_above: int | None,
-        overwrite: bool,
+        options: Options,
     ) -> None:
         """Keep what to record, and how."""
         self.path = path
         self._model = model
         self._optimizer = optimizer
         self._schedulers = schedulers
-        self._patterns = activations
-        self._keep = keep
-        self._every = every
-        self._files: dict[str, Any] = {
-            "overwrite": overwrite,
-            "digest_above": digest_above,
-        }
+        self._options = options
         self._names = Names(model, optimizer)
         self._mistakes = Mistakes()
         self._number = 0
@@ -95,10 +85,10 @@ class Recording:
             self._optimizer,
             self._schedulers,
             self._names,
-            keep=tuple(stage for stage in STAGES if stage in self._keep),
-            every=self._every,
+            keep=self._options.keep,
+            every=self._options.every,
         )
-        self._writer = TraceWriter(self.path, run, **self._files)
+        self._writer = TraceWriter(self.path, run, **self._options.files)
         with ExitStack() as stack:
             stack.enter_context(watching(self, self._schedulers))
             optimizer = self._optimizer
@@ -139,7 +129,7 @@ class Recording:
             raise RuntimeError("run.step() within run.step(): a step has no steps.")
         number = self._number
         self._number += 1
-        if number % self._every:
+        if number % self._options.every:
             yield
             return
         self._step = step = RecordedStep(
@@ -148,8 +138,8 @@ class Recording:
             model=self._model,
             optimizer=self._optimizer,
             names=self._names,
-            keep=self._keep,
-            wanted=self._wanted,
+            keep=self._options.stages,
+            wanted=self._options.wanted,
             mistakes=self._mistakes,
         )
         try:
@@ -158,9 +148,6 @@ class Recording:
             self._writer.add(*step.finish())
         finally:
             self._step = None
-
-    def _wanted(self, path: str) -> bool:
-        return any(fnmatchcase(path, pattern) for pattern in self._patterns)
 
     # What the loop calls, if it calls it for this optimizer in a recorded step
 

@@ -2,6 +2,7 @@
 
 import dataclasses
 import math
+from collections.abc import Iterator, Sequence
 from typing import Any
 
 import numpy as np
@@ -13,6 +14,9 @@ BLOCKS, DRAWS, BINS = 256, 2, 64
 _FACTS = 6
 LENGTH = _FACTS + BINS + BLOCKS * DRAWS
 """So many numbers in float64 are a digest, 4656 bytes."""
+
+_UNIT = math.sqrt(3) / 2**31
+"""What makes a number of 32 bits one of the vectors'."""
 
 _SEED = 0x6A61_7863_6C69_70
 """Digests are comparable only if they were drawn alike, so that this never changes."""
@@ -123,8 +127,7 @@ class Digest:
 
     def block(self, index: int) -> slice:
         """Return which elements of the flat array are a block."""
-        size = math.prod(self.shape)
-        return slice(size * index // BLOCKS, size * (index + 1) // BLOCKS)
+        return block_of(math.prod(self.shape), index)
 
 
 def digest(array: Any) -> Digest:
@@ -158,13 +161,9 @@ def digest(array: Any) -> Digest:
     flat = np.ascontiguousarray(array).reshape(-1)
     result = Digest(array.shape, str(array.dtype), np.zeros(LENGTH))
     facts = np.array([0, 0, 0, 0, np.inf, -np.inf])
-    # The raw numbers of this generator are the same in every version of NumPy.
-    generator = np.random.PCG64(_SEED)
     exponents = np.zeros(2048, np.int64)
-    for index in range(BLOCKS):
-        x = flat[result.block(index)].astype(np.float64)
-        if x.size == 0:
-            continue
+    for index, block, weights in _weighted(flat.size):
+        x = flat[block].astype(np.float64)
         finite = np.isfinite(x)
         if not finite.all():
             facts[:2] += np.isnan(x).sum(), np.isinf(x).sum()
@@ -175,15 +174,39 @@ def digest(array: Any) -> Digest:
         facts[2] += np.abs(x).sum()
         facts[3] = math.hypot(facts[3], np.linalg.norm(x))
         exponents += np.bincount(_exponents(x), minlength=exponents.size)
-        # Each number of 64 bits is two of 32, with their signs.
-        drawn = generator.random_raw(x.size).astype("<u8").view("<i4")
-        weights = drawn.reshape(-1, DRAWS).astype(np.float64)
-        result.projections[index] = x @ weights * (math.sqrt(3) / 2**31)
+        result.projections[index] = x @ weights * _UNIT
     result.numbers[:_FACTS] = facts
     # Those of 0 are left out, and those beyond the bins counted at their ends.
     bins = np.clip(np.arange(1, 2047) - 1022 + BINS // 2, 0, BINS - 1)
     np.add.at(result.histogram, bins, exponents[1:2047])
     return result
+
+
+def project(arrays: Sequence[NDArray[np.float64]]) -> NDArray[np.float64]:
+    """Return the projections alone of finite arrays of one size, ``(n, 256, 2)``."""
+    flat = [np.ascontiguousarray(array).reshape(-1) for array in arrays]
+    found = np.zeros((len(flat), BLOCKS, DRAWS))
+    for index, block, weights in _weighted(flat[0].size):
+        for projections, x in zip(found, flat, strict=True):
+            projections[index] = x[block] @ weights * _UNIT
+    return found
+
+
+def block_of(size: int, index: int) -> slice:
+    """Return which elements of a flat array are a block."""
+    return slice(size * index // BLOCKS, size * (index + 1) // BLOCKS)
+
+
+def _weighted(size: int) -> Iterator[tuple[int, slice, NDArray[np.float64]]]:
+    """Yield the blocks that have an element, with their vectors, up to a factor."""
+    # The raw numbers of this generator are the same in every version of NumPy.
+    generator = np.random.PCG64(_SEED)
+    for index in range(BLOCKS):
+        block = block_of(size, index)
+        if count := block.stop - block.start:
+            # Each number of 64 bits is two of 32, with their signs.
+            drawn = generator.random_raw(count).astype("<u8").view("<i4")
+            yield index, block, drawn.reshape(-1, DRAWS).astype(np.float64)
 
 
 def _exponents(x: NDArray[np.float64]) -> NDArray[np.int64]:

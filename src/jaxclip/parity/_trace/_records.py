@@ -87,7 +87,8 @@ class Event:
 
     Attributes:
         kind: What: ``"zero_grad"``, ``"forward"``, ``"scale"``, ``"backward"``,
-            ``"unscale"``, ``"clip_grad_norm"``, ``"clip_grad_value"``,
+            ``"unscale"``, ``"clip_grad_norm"``, ``"clip_grad_value"``, ``"clip"`` (of
+            JAX),
             ``"grads_changed"``, ``"params_changed"``, ``"optimizer_step"``,
             ``"optimizer_step_skipped"`` or ``"scheduler_step"``.
         details: More about it, by name.

@@ -23,6 +23,7 @@ from jaxclip.convert._targets.tree import tree_path
 from jaxclip.parity._trace._records import Run
 from jaxclip.parity._trace._step import Step
 from jaxclip.parity._verify._capture import Calls
+from jaxclip.parity._verify._dropouts import Dropouts
 from jaxclip.parity._verify._models import Model
 from jaxclip.parity._verify._port import Port
 
@@ -57,6 +58,7 @@ class Alignment:
 
     Attributes:
         weights: The map of the weights.
+        dropouts: Which dropout of the port is which of torch's.
         untied: Names of one parameter in torch that are several in the port.
 
     Raises:
@@ -69,6 +71,7 @@ class Alignment:
         self.weights = _mapping(model, port, run, step)
         if port.layouts is not None:
             self.weights = self.weights.with_layouts(port.layouts)
+        self.dropouts = Dropouts(model, run, self.weights, port.dropouts or {})
         self._known = {name for entry in self.weights.entries for name in entry.names}
         self._optimized = [n for group in run.groups for n in group if n in self._known]
         self._aliases = run.tied
@@ -128,8 +131,14 @@ class Alignment:
             count=count,
         )
 
-    def kept(self, opt_state: Any) -> dict[str, Array]:
+    def clip_state(self, state: State, fresh: Any, params: Any, cast: Cast) -> Any:
+        """Return a fresh state: torch's clips keep none."""
+        del state, params, cast
+        return fresh
+
+    def kept(self, opt_state: Any, clip_state: Any, params: Any) -> dict[str, Array]:
         """Return what a state keeps of each parameter, by ``"name/key"``."""
+        del clip_state, params
         layout = Layout.of(self.weights.parameters(), self._optimized)
         found = Collecting(layout, opt_state).kept
         return {
@@ -201,7 +210,8 @@ class Alignment:
         Returns:
             The arrays, and for each torch module that has none the reason.
         """
-        pairs = {pair.torch: pair for pair in self.weights.modules}
+        both = *self.weights.modules, *self.dropouts.pairs(calls)
+        pairs = {pair.torch: pair for pair in both}
         shared = _shared_out(pairs, calls, order)
         arrays: dict[Place, Array] = {}
         reasons: dict[str, str] = {}

@@ -3,6 +3,7 @@
 import dataclasses
 import json
 import math
+from collections.abc import Mapping
 from typing import TYPE_CHECKING, Any
 
 from jaxclip.parity._verify._results import StageResult, TensorResult
@@ -37,6 +38,8 @@ def plain(report: "Report") -> dict[str, Any]:
         },
         "warnings": [_fields(warning) for warning in report.warnings],
         "notes": [*report.notes],
+        "run": report.run and _deep(report.run),
+        "difference": report.difference and _deep(report.difference),
     }
 
 
@@ -53,6 +56,7 @@ def _stage(stage: StageResult) -> dict[str, Any]:
         "tensors": [_tensor(tensor) for tensor in stage.tensors],
         "not_compared": [_fields(left) for left in stage.not_compared],
         "notes": [*stage.notes],
+        "kinks": [*stage.kinks],
     }
 
 
@@ -60,6 +64,7 @@ def _tensor(tensor: TensorResult) -> dict[str, Any]:
     own = _fields(tensor, leave_out="comparison")
     found = tensor.comparison
     return own | {
+        "share": _number(tensor.share),
         "shapes": [None if shape is None else [*shape] for shape in found.shapes],
         "dtypes": [None if dtype is None else str(dtype) for dtype in found.dtypes],
         "max_ulps": found.max_ulps,
@@ -75,6 +80,18 @@ def _fields(record: Any, leave_out: str = "") -> dict[str, Any]:
         for field in dataclasses.fields(record)
         if field.name != leave_out
     }
+
+
+def _deep(record: Any) -> Any:
+    """Return a record, and what is in it, as ``_fields`` and ``_number`` do."""
+    if dataclasses.is_dataclass(record):
+        names = [field.name for field in dataclasses.fields(record)]
+        return {name: _deep(getattr(record, name)) for name in names}
+    if isinstance(record, Mapping):
+        return {key: _deep(value) for key, value in record.items()}
+    if isinstance(record, tuple):
+        return [*map(_deep, record)]
+    return _number(record)
 
 
 def _number(value: Any) -> Any:

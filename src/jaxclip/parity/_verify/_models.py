@@ -1,6 +1,6 @@
 """The forms in which a port's model is given, called in one way."""
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Collection, Mapping
 from dataclasses import dataclass, fields
 from typing import Any, NamedTuple, Protocol
 
@@ -14,9 +14,13 @@ from jaxclip.convert._targets.tree import tree_path
 from jaxclip.parity._verify._capture import (
     METHODS,
     Calls,
+    Order,
     captured_nnx,
     linen_calls,
+    noting,
 )
+from jaxclip.parity._verify._flax_dropout import replayed_linen, replayed_nnx
+from jaxclip.parity._verify._replay import Account, Replay
 
 LossFn = Callable[[Any, dict[str, Any]], Any]
 
@@ -28,11 +32,13 @@ class Called(NamedTuple):
         value: What it returned.
         rest: The variables that are no parameters, as they are afterwards.
         calls: What the modules returned.
+        account: What became of the masks of dropout.
     """
 
     value: Any
     rest: Any
     calls: Calls
+    account: Account
 
 
 class Model(Protocol):
@@ -44,14 +50,18 @@ class Model(Protocol):
         prefix: What the map's paths have before those in the tree of parameters.
         hidden: The paths of the modules that are called where nobody can look, as
             inside of ``lax.scan``; known after the first call.
-        static: What of the model is compiled in, and may have been changed since.
+        order: The modules in the order in which they returned in the last call that
+            was traced.
+        dropouts: The paths of Flax's own dropouts; None if they are known when the
+            model is called, and not before.
     """
 
     target: Any
     variables: Any
     prefix: tuple[str, ...]
     hidden: set[str]
-    static: Any
+    order: Order
+    dropouts: Collection[str] | None
 
     def split(self, variables: Any) -> tuple[Any, Any]:
         """Return the parameters, which an optimizer is given, and the rest."""
@@ -62,9 +72,20 @@ class Model(Protocol):
         ...
 
     def call(
-        self, loss_fn: LossFn, params: Any, rest: Any, batch: Any, *, wide: bool
+        self,
+        loss_fn: LossFn,
+        params: Any,
+        rest: Any,
+        batch: Any,
+        *,
+        replay: Replay,
+        wide: bool | None,
     ) -> Called:
-        """Call the loss function, on a model that computes in float64 if ``wide``."""
+        """Call the loss function.
+
+        The model computes in float64 if ``wide``, otherwise in float32 where it says
+        float64; in what it says if that is None.
+        """
         ...
 
 
@@ -78,7 +99,12 @@ class NNXModel:
         self.target = module
         self.graphdef, self.variables = nnx.split(module)
         self.hidden: set[str] = set()
-        self.static = self.graphdef
+        self.order: Order = []
+        self.dropouts: Collection[str] | None = [
+            ".".join(map(str, path))
+            for path, part in nnx.iter_graph(module)
+            if isinstance(part, nnx.Dropout)
+        ]
 
     def split(self, variables: Any) -> tuple[Any, Any]:
         """Take what is ``nnx.Param`` for the parameters."""
@@ -90,17 +116,28 @@ class NNXModel:
         return nnx.merge_state(params, rest)
 
     def call(
-        self, loss_fn: LossFn, params: Any, rest: Any, batch: Any, *, wide: bool
+        self,
+        loss_fn: LossFn,
+        params: Any,
+        rest: Any,
+        batch: Any,
+        *,
+        replay: Replay,
+        wide: bool | None,
     ) -> Called:
         """Give the loss function a module of its own."""
         module = nnx.merge(self.graphdef, params, rest, copy=True)
         for _, part in nnx.iter_modules(module):
             for name, dtype in _dtypes(vars(part), wide).items():
                 setattr(part, name, dtype)
-        with captured_nnx(module) as (calls, hidden):
-            value = loss_fn(module, batch)
+        self.order = []
+        # What is captured is what the replayed dropouts return.
+        with replay.active(), replayed_nnx(module, replay):
+            with captured_nnx(module, self.order) as (calls, hidden):
+                value = loss_fn(module, batch)
         self.hidden |= hidden
-        return Called(value, self.split(nnx.state(module))[1], dict(calls))
+        rest = self.split(nnx.state(module))[1]
+        return Called(value, rest, dict(calls), replay.account)
 
 
 class LinenModel:
@@ -114,7 +151,8 @@ class LinenModel:
         self.variables = {**variables}
         self.target = module, self.variables
         self.hidden: set[str] = set()
-        self.static = module
+        self.order: Order = []
+        self.dropouts: Collection[str] | None = None
 
     def split(self, variables: Any) -> tuple[Any, Any]:
         """Take the collection ``params`` for the parameters."""
@@ -126,14 +164,25 @@ class LinenModel:
         return {"params": params, **rest}
 
     def call(
-        self, loss_fn: LossFn, params: Any, rest: Any, batch: Any, *, wide: bool
+        self,
+        loss_fn: LossFn,
+        params: Any,
+        rest: Any,
+        batch: Any,
+        *,
+        replay: Replay,
+        wide: bool | None,
     ) -> Called:
         """Give the loss function what calls ``apply``."""
         own = {f.name: getattr(self.module, f.name) for f in fields(self.module)}
         module = self.module.clone(**_dtypes(own, wide))
         bound = LinenFunction(module, {"params": params, **rest})
-        value = loss_fn(bound, batch)
-        return Called(value, self.split(bound.variables)[1], bound.calls)
+        self.order = []
+        with replay.active(), replayed_linen(replay):
+            with nn.intercept_methods(noting(self.order)):
+                value = loss_fn(bound, batch)
+        rest = self.split(bound.variables)[1]
+        return Called(value, rest, bound.calls, replay.account)
 
 
 class LinenFunction:
@@ -180,7 +229,6 @@ class BareModel:
 
     variables: Any
     prefix: tuple[str, ...] = ()
-    static: Any = None
 
     def __post_init__(self) -> None:
         """Make a module of raw parameters, which are taken as they are."""
@@ -195,6 +243,8 @@ class BareModel:
                 within = getattr(within, part)
             setattr(within, name, nnx.Param(leaf))
         self.hidden: set[str] = set()
+        self.order: Order = []
+        self.dropouts: Collection[str] | None = ()
 
     def split(self, variables: Any) -> tuple[Any, Any]:
         """Take all for parameters."""
@@ -206,22 +256,33 @@ class BareModel:
         return params
 
     def call(
-        self, loss_fn: LossFn, params: Any, rest: Any, batch: Any, *, wide: bool
+        self,
+        loss_fn: LossFn,
+        params: Any,
+        rest: Any,
+        batch: Any,
+        *,
+        replay: Replay,
+        wide: bool | None,
     ) -> Called:
         """Give the loss function the parameters."""
         del wide
-        return Called(loss_fn(params, batch), rest, {})
+        with replay.active():
+            value = loss_fn(params, batch)
+        return Called(value, rest, {}, replay.account)
 
 
-def _dtypes(attributes: Mapping[str, Any], wide: bool) -> dict[str, Any]:
+def _dtypes(attributes: Mapping[str, Any], wide: bool | None) -> dict[str, Any]:
     """Return those of a module's attributes that hold it to a dtype, with another.
 
     Args:
         attributes: All that it has, by name.
         wide: Whether it is to compute in float64; otherwise in no wider dtype than
-            float32.
+            float32. None leaves it as it is.
     """
     found: dict[str, Any] = {}
+    if wide is None:
+        return found
     for name, value in attributes.items():
         if not name.endswith("dtype") or value is None:
             continue

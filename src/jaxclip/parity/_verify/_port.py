@@ -36,7 +36,13 @@ class Port:
         stacked: The paths of modules that hold several layers as one, as it takes them.
         mapping: The map of the weights, if ``convert.mapping`` of the model is not it.
         layouts: How what modules return lies, as ``WeightMap.with_layouts`` takes it;
-            a module that holds no weights is compared if it is named here.
+            a module that holds no weights is compared if it is named here. It says
+            of a dropout how its mask lies, too.
+        dropouts: The paths of the port's own ``nnx.Dropout`` or ``linen.Dropout`` by
+            those of torch's dropouts whose masks they are given, where their names do
+            not say it: ``{"drop": "Dropout_0"}``. Several of torch's may be one of the
+            port's, in the order of their calls. For dropout written by hand see
+            `replayed_mask`.
 
     Raises:
         TypeError: If ``loss_fn`` is no function, or ``optimizer`` or ``clip`` is no
@@ -69,6 +75,7 @@ class Port:
     stacked: Iterable[str] = ()
     mapping: WeightMap | None = None
     layouts: Any = None
+    dropouts: Mapping[str, str] | None = None
 
     # Where users import it from, which is what they should see.
     __module__ = "jaxclip.parity"

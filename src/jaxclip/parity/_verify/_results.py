@@ -1,6 +1,7 @@
 """What verifying found of each tensor, and of each stage of a step."""
 
 import math
+from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any
 
@@ -10,7 +11,8 @@ from jaxclip.parity._arrays import Array, differences, widened
 from jaxclip.parity._comparison import Leaf, TensorComparison
 from jaxclip.parity._noise import l2
 from jaxclip.parity._verify._hints import hint
-from jaxclip.parity._verify._samples import Rule, Sample
+from jaxclip.parity._verify._samples import PORT_FACTOR, Rule, Sample
+from jaxclip.parity._verify._words import TORCH, Words
 
 STAGES = (
     "weights",
@@ -26,6 +28,9 @@ STAGES = (
     "buffers after",
 )
 """The stages of a step that are compared, in order."""
+
+BATCH = "batch"
+"""A stage before them, where two recordings are compared: what both were given."""
 
 
 @dataclass(frozen=True)
@@ -43,9 +48,11 @@ class TensorResult:
         detail: The reason for it, in words.
         hint: What the difference looks like, if it looks like something.
         size: How many elements there are.
-        mismatched: How many of them differ by more than one may.
+        mismatched: How many of them differ by more than one may; 0 where torch's array
+            was recorded as a digest, which does not tell it.
         ratio: The difference over the noise, as a norm and as the greatest element,
             whichever is larger; over the tolerance, if one was given.
+        allowed: Up to which ratio it passes.
         relative_l2: ``‖port - torch‖ / ‖torch‖``.
         cosine: The cosine of the angle between the two.
         tolerance: The least ``r`` with which ``rtol=r, atol=r * max|torch|`` passes.
@@ -66,6 +73,7 @@ class TensorResult:
     size: int = 0
     mismatched: int = 0
     ratio: float = math.inf
+    allowed: float = math.nan
     relative_l2: float = math.nan
     cosine: float = math.nan
     tolerance: float = math.nan
@@ -76,12 +84,30 @@ class TensorResult:
         """Whether it passed."""
         return self.passed
 
+    @property
+    def share(self) -> float:
+        """The ratio over what is allowed, or the port's loss of digits likewise.
+
+        More than 1 fails; infinite where it fails otherwise than by its figures.
+        """
+        lost = self.comparison.candidate_ratio / PORT_FACTOR
+        share = float(np.fmax(self.ratio / self.allowed, lost))
+        return math.inf if math.isnan(share) and not self.passed else share
+
+    @property
+    def by_digest(self) -> bool:
+        """Whether a digest of torch's array was compared, and not its elements."""
+        return math.isnan(self.cosine) and not math.isnan(self.relative_l2)
+
     def __str__(self) -> str:
         """Say the verdict and the figures in one line."""
         verdict = "same" if self.passed else "DIFFERENT"
         text = f"{verdict} {self.name}: {self.detail}"
         if math.isnan(self.relative_l2):
             return text
+        if self.by_digest:
+            text += f"; {self.size} elements; relative L2 about {self.relative_l2:.3g}"
+            return text + (f"; {self.hint}" if self.hint else "")
         worst = self.comparison
         ulps = "" if worst.max_ulps is None else f", {worst.max_ulps} ulps"
         text += (
@@ -120,6 +146,8 @@ class StageResult:
         tensors: Every tensor that was compared, in order.
         not_compared: What was not.
         notes: What else there is to say.
+        kinks: Elements that are within noise of a kink, and on another side of it in
+            torch than in the port, in words; all was compared on torch's side.
     """
 
     step: int
@@ -127,6 +155,7 @@ class StageResult:
     tensors: tuple[TensorResult, ...]
     not_compared: tuple[NotCompared, ...] = ()
     notes: tuple[str, ...] = ()
+    kinks: tuple[str, ...] = ()
 
     @property
     def failures(self) -> tuple[TensorResult, ...]:
@@ -141,11 +170,28 @@ class StageResult:
         return "different" if self.failures else "same"
 
 
-def judged(step: int, stage: str, sample: Sample, rule: Rule) -> TensorResult:
-    """Judge a sample, and measure it."""
+def judged(
+    step: int,
+    stage: str,
+    sample: Sample,
+    rule: Callable[[Sample], tuple[TensorComparison, Array]],
+    allowed: float | None = None,
+) -> TensorResult:
+    """Judge a sample by a rule, and measure it.
+
+    Args:
+        step: The number of the step.
+        stage: The stage.
+        sample: The sample.
+        rule: The rule.
+        allowed: Up to which ratio a sample passes; what a `Rule` says by default, and
+            1 of other rules.
+    """
+    if allowed is None:
+        allowed = rule.allowed(sample) if isinstance(rule, Rule) else 1.0
     with np.errstate(all="ignore"):  # it is for the report to speak of NaN
-        comparison, allowed = rule(sample)
-        measured = _figures(sample, comparison, allowed)
+        comparison, of_elements = rule(sample)
+        measured = _figures(sample, comparison, of_elements)
     return TensorResult(
         step=step,
         stage=stage,
@@ -155,6 +201,7 @@ def judged(step: int, stage: str, sample: Sample, rule: Rule) -> TensorResult:
         detail=comparison.detail,
         comparison=comparison,
         size=sample.torch.size,
+        allowed=allowed,
         **measured,
     )
 
@@ -168,9 +215,10 @@ def refused(
     torch: Array | None = None,
     port: Array | None = None,
     module: str = "",
+    words: Words = TORCH,
 ) -> TensorResult:
     """Return what differs otherwise than by its values."""
-    leaf = Leaf(name, {"torch": torch, "port": port})
+    leaf = Leaf(name, dict(zip(words.labels, (torch, port), strict=True)))
     return TensorResult(
         *(step, stage, name, module, False, detail, leaf.refused(detail))
     )
@@ -194,8 +242,12 @@ def _figures(
         "tolerance": float(np.max(needed, initial=0.0)) if finite.all() else math.inf,
         "torch_error": _over(a - exact, exact),
         "port_error": _over(b - exact, exact),
-        "hint": "" if comparison.passed else hint(torch, port, float(np.max(allowed))),
+        "hint": "" if comparison.passed else _hint(sample, torch, port, allowed),
     }
+
+
+def _hint(sample: Sample, torch: Array, port: Array, allowed: Array) -> str:
+    return hint(torch, port, float(np.max(allowed)), sample.words)
 
 
 def _over(part: Array, whole: Array) -> float:

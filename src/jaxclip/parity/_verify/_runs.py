@@ -1,8 +1,10 @@
 """The port's computations, in the recorded dtype and in float64."""
 
 import contextlib
+import dataclasses
 from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass
+from functools import partial
 from typing import Any, NamedTuple
 
 import jax
@@ -10,8 +12,13 @@ import jax.numpy as jnp
 import numpy as np
 import optax
 
-from jaxclip.parity._verify._models import Model, read_model
+from jaxclip.parity._verify._draws import drawn_in_float32
+from jaxclip.parity._verify._dropouts import Dropouts
+from jaxclip.parity._verify._jaxprs import Evaluation
+from jaxclip.parity._verify._models import Model
 from jaxclip.parity._verify._port import Port
+from jaxclip.parity._verify._precision import Traced
+from jaxclip.parity._verify._replay import Account, Masks
 from jaxclip.parity._verify._samples import is_float
 
 Array = np.ndarray[Any, Any]
@@ -23,17 +30,29 @@ class Precision:
 
     Attributes:
         wide: Whether in float64. Otherwise in the recorded dtype; in float32 where
-            that is float64, so that there is noise to be measured.
+            that is float64, so that there is noise to be measured. None leaves all as
+            it is.
         draw: 0 for what the port is given as it is. Otherwise every float but those of
             the batch is changed by an ulp up or down, by lot: which draw of it this is.
+        change: By what share of itself each is changed at least: what is computed in
+            bfloat16 does not notice an ulp of float32.
     """
 
-    wide: bool
+    wide: bool | None
     draw: int = 0
+    change: float = 0.0
+
+    @property
+    def of_arrays(self) -> "Precision":
+        """The same, with changes by an ulp of each array's own dtype."""
+        return dataclasses.replace(self, change=0.0)
 
     @contextlib.contextmanager
     def active(self) -> Iterator[None]:
         """Compute with 64 bits or without."""
+        if self.wide is None:
+            yield
+            return
         with jax.enable_x64(self.wide):
             yield
 
@@ -45,15 +64,26 @@ class Precision:
             return array.astype(np.float64)
         if array.dtype == np.float64:
             array = array.astype(np.float32)
-        return _nudged(array, self.draw) if self.draw else array
+        return _nudged(array, self.draw, self.change) if self.draw else array
 
 
-def _nudged(array: Array, draw: int) -> Array:
-    """Change each element by about an ulp; zeros stay, as masks and paddings are."""
+SHARE = 0.25
+"""How many elements are changed where the change is by the last bit of few bits.
+
+What is computed in bfloat16 is added up in float32: a change of every input is more
+than what is rounded.
+"""
+
+
+def _nudged(array: Array, draw: int, change: float) -> Array:
+    """Change elements by about an ulp; zeros stay, as masks and paddings are."""
     rng = np.random.default_rng((draw, array.size))
     eps = float(jnp.finfo(array.dtype).eps)
-    signs = rng.choice([-eps, eps], size=array.shape)
-    nudged: Array = (array.astype(np.float64) * (1 + signs)).astype(array.dtype)
+    signs = rng.choice([-1.0, 1.0], size=array.shape)
+    if change:
+        eps = change
+        signs *= rng.random(array.shape) < SHARE
+    nudged: Array = (array.astype(np.float64) * (1 + eps * signs)).astype(array.dtype)
     return nudged
 
 
@@ -66,6 +96,7 @@ class Forward(NamedTuple):
         grads: The gradients, in a tree like the parameters.
         rest: What is no parameter, as it was left.
         calls: What the modules returned.
+        account: What became of the masks of dropout.
     """
 
     loss: Any
@@ -73,6 +104,7 @@ class Forward(NamedTuple):
     grads: Any
     rest: Any
     calls: Any
+    account: Account
 
 
 class Runs:
@@ -81,36 +113,48 @@ class Runs:
     Args:
         model: The port's model.
         port: What the user says of it.
+        dropouts: Which dropout of the port is which of torch's.
+        float32_draws: Whether a run in float64 draws its dropout as one in float32.
+
+    Attributes:
+        dtypes: The dtypes in which the loss function and its gradient compute where
+            they are not to compute in float64; known after the first call.
     """
 
-    def __init__(self, model: Model, port: Port) -> None:
+    def __init__(
+        self,
+        model: Model,
+        port: Port,
+        dropouts: Dropouts,
+        *,
+        float32_draws: bool = False,
+    ) -> None:
         """Compile nothing yet."""
-        self.model, self._port = model, port
+        self._model, self._port, self._dropouts = model, port, dropouts
+        self._float32_draws = float32_draws
         clip = optax.identity() if port.clip is None else port.clip
         self.fresh_clip = jax.jit(clip.init)
         self.fresh_optimizer = jax.jit(port.optimizer.init)
-        self._forward = jax.jit(self._loss_and_grads, static_argnames="wide")
+        self._forward = jax.jit(self._computed, static_argnames="wide")
+        self.dtypes: set[np.dtype[Any]] = set()
         self._clip = jax.jit(clip.update)
         self._optimize = jax.jit(self._step)
 
     def forward(
-        self, variables: Any, batch: Mapping[str, Any], precision: Precision
+        self,
+        variables: Any,
+        batch: Mapping[str, Any],
+        masks: Masks,
+        precision: Precision,
     ) -> Forward:
         """Call the loss function, and differentiate it.
 
         Raises:
-            TypeError: If the loss is none, or is not in float64 where all is.
+            TypeError: If the loss is none.
         """
-        params, rest = self.model.split(variables)
-        wide = precision.wide
-        found: Forward = self._forward(params, rest, dict(batch), wide=wide)
-        if wide and found.loss.dtype != np.float64:
-            raise TypeError(
-                f"loss_fn returned {found.loss.dtype} where the parameters and the "
-                "batch are float64, so that the rounding noise cannot be measured. "
-                "Let it compute in their dtype: a dtype=, an astype or an array of "
-                "another dtype in it holds it back."
-            )
+        params, rest = self._model.split(variables)
+        given = params, rest, dict(batch), masks
+        found: Forward = self._forward(*given, wide=precision.wide)
         return found
 
     def clipped(self, grads: Any, state: Any, params: Any) -> tuple[Any, Any]:
@@ -123,47 +167,48 @@ class Runs:
         made: tuple[Any, Any] = self._optimize(grads, state, params)
         return made
 
+    def traced(self, *given: Any, wide: bool) -> Traced:
+        """Trace the loss function with its gradient.
+
+        Args:
+            *given: Parameters, what is no parameter, the batch, and the masks.
+            wide: Whether the model is to compute in float64.
+        """
+        return Traced(partial(self._loss_and_grads, wide=wide), *given)
+
+    def _computed(self, *given: Any, wide: bool) -> Forward:
+        traced = self.traced(*given, wide=wide)
+        if not wide:
+            self.dtypes |= traced.dtypes
+        # What a dtype=, an astype or an array of another dtype holds back is float64,
+        # too.
+        held = wide and traced.dtypes > {np.dtype(np.float64)}
+        evaluation = Evaluation(lift=True) if held else None
+        found: Forward = traced(*given, evaluation=evaluation)
+        return found
+
     def _loss_and_grads(
-        self, params: Any, rest: Any, batch: Any, *, wide: bool
+        self, params: Any, rest: Any, batch: Any, masks: Masks, *, wide: bool | None
     ) -> Forward:
         def loss(params: Any) -> Any:
-            called = self.model.call(
-                self._port.loss_fn, params, rest, batch, wide=wide
-            )
+            alike = self._float32_draws and wide
+            with drawn_in_float32() if alike else contextlib.nullcontext():
+                called = self._model.call(
+                    *(self._port.loss_fn, params, rest, batch),
+                    replay=self._dropouts.replay(masks),
+                    wide=wide,
+                )
             value, outputs = _parts(called.value)
-            return value, (outputs, called.rest, called.calls)
+            return value, (outputs, called.rest, called.calls, called.account)
 
-        (value, (outputs, after, calls)), grads = jax.value_and_grad(
-            loss, has_aux=True
-        )(params)
-        return Forward(value, outputs, grads, after, calls)
+        (value, (outputs, *after)), grads = jax.value_and_grad(loss, has_aux=True)(
+            params
+        )
+        return Forward(value, outputs, grads, *after)
 
     def _step(self, grads: Any, state: Any, params: Any) -> tuple[Any, Any]:
         updates, state = self._port.optimizer.update(grads, state, params)
         return optax.apply_updates(params, updates), state
-
-
-def compiled(port: Port) -> tuple[Model, Runs]:
-    """Read a port's model, and compile its parts unless that has been done.
-
-    They are kept with the port, so that holding it against a second recording takes
-    the time to run them. An NNX model that has been changed, as ``eval`` does, is
-    compiled anew.
-
-    Raises:
-        TypeError: If the model is none of those that `Port` takes.
-    """
-    model = read_model(port.model)
-    static, runs = vars(port).get(_COMPILED, (None, None))
-    if runs is None or static != model.static:
-        runs = Runs(model, port)
-        vars(port)[_COMPILED] = model.static, runs
-    model.hidden = runs.model.hidden
-    return model, runs
-
-
-_COMPILED = "_compiled"
-"""What of a port its compiled parts are kept in."""
 
 
 def _parts(value: Any) -> tuple[Any, Any]:

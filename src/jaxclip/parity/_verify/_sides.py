@@ -2,7 +2,8 @@
 
 Each part is given what torch had there: the loss function torch's weights, the clip
 torch's gradients, the optimizer torch's clipped gradients. So a fault is seen where it
-is, and hides no other.
+is, and hides no other. Where digests of torch's gradients were recorded, and not the
+gradients, what comes after them is given the port's own.
 """
 
 from collections.abc import Mapping
@@ -16,8 +17,11 @@ import numpy as np
 from jaxclip import ClipState
 from jaxclip.convert import ConversionError
 from jaxclip.parity._trace._step import Step
-from jaxclip.parity._verify._alignment import Alignment, Place
+from jaxclip.parity._verify._aligned import Aligned
+from jaxclip.parity._verify._alignment import Place
+from jaxclip.parity._verify._known import arrays_in
 from jaxclip.parity._verify._models import Model
+from jaxclip.parity._verify._replay import Masks, Remark
 from jaxclip.parity._verify._runs import Precision, Runs, nested_batch
 
 Array = np.ndarray[Any, Any]
@@ -38,10 +42,13 @@ class Side:
         buffers: What is no parameter, after the step.
         total_norm: The norm that the clip took; None if none says so.
         clipped: torch's gradients as the port clips them; None if that is in a chain.
+        used: The gradients that the optimizer was given: torch's, as they were
+            clipped, or the port's own where torch's were recorded as digests.
         update: By how much the optimizer changed the parameters.
         params: The parameters after the step.
         kept: The optimizer's state after the step, by ``"name/key"``.
         problems: Why the optimizer's state could not be had.
+        remarks: What there is to say of the masks of dropout.
     """
 
     weights: Arrays
@@ -53,10 +60,12 @@ class Side:
     buffers: Arrays
     total_norm: Array | None = None
     clipped: Arrays | None = None
+    used: Arrays = field(default_factory=dict)
     update: Arrays = field(default_factory=dict)
     params: Arrays = field(default_factory=dict)
     kept: Arrays = field(default_factory=dict)
     problems: tuple[str, ...] = ()
+    remarks: tuple[Remark, ...] = ()
 
 
 @dataclass(frozen=True)
@@ -71,7 +80,7 @@ class Bench:
     """
 
     model: Model
-    alignment: Alignment
+    alignment: Aligned
     runs: Runs
     clips: bool
 
@@ -96,7 +105,12 @@ class Bench:
             steps_taken(step),
             cast,
         )
-        return variables, self.runs.fresh_clip(params), opt_state
+        return variables, self.clip_state(step, params, precision), opt_state
+
+    def clip_state(self, step: Step, params: Any, precision: Precision) -> Any:
+        """Return the state that the clip has at a step, or a fresh one."""
+        fresh = self.runs.fresh_clip(params)
+        return self.alignment.clip_state(step.opt_state, fresh, params, precision.cast)
 
     def batch(self, step: Step, precision: Precision) -> dict[str, Any]:
         """Return the batch of a step.
@@ -114,7 +128,8 @@ class Bench:
         own, cast = self.alignment, precision.cast
         variables = own.variables(step, cast)
         params, rest = self.model.split(variables)
-        found = self.runs.forward(variables, self.batch(step, precision), precision)
+        batch, masks = self.batch(step, precision), Masks.of(step.masks)
+        found = self.runs.forward(variables, batch, masks, precision)
         order = [Place(a.module, a.call, a.output) for a in step.activations]
         activations, unseen = own.activations(found.calls, order)
         side = Side(
@@ -125,8 +140,12 @@ class Bench:
             loss=np.asarray(found.loss),
             grads=own.params(found.grads),
             buffers=own.buffers(found.rest),
+            remarks=(*found.account.of(masks),),
         )
         if stepped(step):
+            if precision.change:
+                precision = precision.of_arrays
+                params, _ = self.model.split(own.variables(step, precision.cast))
             self._optimize(side, step, params, found.grads, precision)
         return side
 
@@ -134,13 +153,15 @@ class Bench:
         self, side: Side, step: Step, params: Any, grads: Any, precision: Precision
     ) -> None:
         own, cast = self.alignment, precision.cast
-        grads = own.replaced(grads, step.grads, cast)
-        clip_state = self.runs.fresh_clip(params)
+        grads = own.replaced(grads, arrays_in(step, "grads", step.grads), cast)
+        clip_state = self.clip_state(step, params, precision)
         if self.clips:
             grads, clip_state = self.runs.clipped(grads, clip_state, params)
             side.clipped = own.params(grads)
-            side.total_norm = _norm_in(clip_state)
-            grads = own.replaced(grads, step.final_grads, cast)
+            side.total_norm = norm_in(clip_state)
+            final = arrays_in(step, "final_grads", step.final_grads)
+            grads = own.replaced(grads, final, cast)
+        side.used = own.params(grads)
         try:
             _, _, opt_state = self.start(step, precision)
         except ConversionError as error:
@@ -148,31 +169,38 @@ class Bench:
             return
         after, opt_state = self.runs.optimized(grads, opt_state, params)
         if not self.clips:
-            side.total_norm = _norm_in(opt_state)
+            side.total_norm = norm_in(opt_state)
         before, side.params = own.params(params), own.params(after)
         side.update = {
             name: array - before[name] for name, array in side.params.items()
         }
-        side.kept = own.kept(opt_state)
+        side.kept = own.kept(opt_state, clip_state, params)
 
 
 def stepped(step: Step) -> bool:
     """Say whether torch's optimizer took a step, and what it left is recorded."""
     took = any(event.kind == "optimizer_step" for event in step.events)
-    return took and bool(step.params_after and step.grads)
+    digests = step.digests
+    after = step.params_after or digests.get("params_after")
+    grads = step.grads or digests.get("grads")
+    return took and bool(after and grads)
 
 
 def steps_taken(step: Step) -> int:
     """Return how many steps the optimizer had taken before a recorded one."""
-    counts = [int(own["step"]) for own in step.opt_state.values() if "step" in own]
+    counts = [
+        int(own["step"])
+        for own in step.opt_state.values()
+        if "step" in own and own["step"].ndim == 0
+    ]
     return max(counts, default=step.number)
 
 
-def as_precise(step: Step, arrays: Arrays) -> dict[str, Array]:
+def as_precise(step: Step, arrays: Mapping[str, Any]) -> dict[str, Any]:
     """Return what torch's optimizer made of parameters, as precise as it can be.
 
     torch's NAdam and ASGD keep numbers in float32 by which they step, of parameters in
-    float64 too.
+    float64 too. What is known by a digest alone stays as it is.
     """
     coarse = {
         name
@@ -183,13 +211,13 @@ def as_precise(step: Step, arrays: Arrays) -> dict[str, Array]:
     }
     return {
         name: array.astype(np.float32)
-        if name in coarse and array.dtype == np.float64
+        if name in coarse and isinstance(array, np.ndarray) and array.dtype == "float64"
         else array
         for name, array in arrays.items()
     }
 
 
-def _norm_in(state: Any) -> Array | None:
+def norm_in(state: Any) -> Array | None:
     """Return the norm that a clip of jaxclip's took, if there is one such clip."""
     parts = jax.tree.leaves(state, is_leaf=lambda part: isinstance(part, ClipState))
     norms = [part.total_norm for part in parts if isinstance(part, ClipState)]

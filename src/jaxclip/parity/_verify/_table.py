@@ -4,7 +4,6 @@ import importlib.util
 from typing import TYPE_CHECKING
 
 from jaxclip.parity._verify import _text
-from jaxclip.parity._verify._results import STAGES
 
 if TYPE_CHECKING:
     from rich.console import RenderableType
@@ -25,8 +24,8 @@ def table(report: "Report") -> "RenderableType":
     first, *rest = _text.headline(report)
     colour = "green" if report.passed else "red"
     stages = Table("stage", "verdict", "worst", box=box.SIMPLE_HEAD)
-    for stage in STAGES:
-        verdict, worst = _text.summary(report.of_stage(stage))
+    for stage in report.stage_names:
+        verdict, worst = _text.summary(report.of_stage(stage), report.words)
         style = _COLOURS.get(verdict, "red")
         stages.add_row(stage, Text(verdict, style), Text(worst))
     if report.free_run is not None:
@@ -47,7 +46,9 @@ def table(report: "Report") -> "RenderableType":
                 f"{tensor.ratio:.3g}",
                 f"{tensor.relative_l2:.2g}",
                 f"{tensor.cosine:.6g}",
-                f"{tensor.mismatched} of {tensor.size}",
+                str(tensor.size)
+                if tensor.by_digest
+                else f"{tensor.mismatched} of {tensor.size}",
             )
         parts.append(tensors)
     parts += map(Text, _text.remarks(report))

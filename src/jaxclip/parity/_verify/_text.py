@@ -3,7 +3,8 @@
 from collections.abc import Iterator
 from typing import TYPE_CHECKING
 
-from jaxclip.parity._verify._results import STAGES, StageResult, TensorResult
+from jaxclip.parity._verify._results import StageResult, TensorResult
+from jaxclip.parity._verify._words import TORCH, Words
 
 if TYPE_CHECKING:
     from jaxclip.parity._verify._report import Report
@@ -15,8 +16,8 @@ MOST = 20
 def text(report: "Report") -> str:
     """Write the verdict, the first divergence, the stages, and what differs."""
     lines = [*headline(report), "", f"{'stage':<18}  {'verdict':<12}  worst"]
-    for stage in STAGES:
-        lines.append(_row(stage, report.of_stage(stage)))
+    for stage in report.stage_names:
+        lines.append(_row(stage, report.of_stage(stage), report.words))
     if report.free_run is not None:
         lines.append(f"{'free run':<18}  {_free(report):<12}  {report.free_run}")
     failures = report.failures
@@ -33,7 +34,12 @@ def headline(report: "Report") -> Iterator[str]:
     """Yield the verdict, and where the two part first."""
     steps = f"{len(report.steps)} step{'s' * (len(report.steps) != 1)}"
     if report.passed:
-        yield f"SAME in all that was compared: {report.trace}, {steps}, {report.dtype}"
+        count = len(report.kinks)
+        but = f", up to {count} kink{'s' * (count > 1)}" if count else ""
+        yield (
+            f"SAME in all that was compared{but}: {report.trace}, {steps}, "
+            f"{report.dtype}"
+        )
     else:
         yield f"DIFFERENT: {report.trace}, {steps}, {report.dtype}"
     first = report.first
@@ -57,6 +63,9 @@ def remarks(report: "Report") -> list[str]:
     if report.not_compared:
         lines += ["", "Not compared:"]
         lines += [f"  {stage}: {left}" for stage, left in report.not_compared]
+    if report.kinks:
+        lines += ["", "Kinks that rounding decided otherwise in the two:"]
+        lines += [f"  step {step}: {kink}" for step, kink in report.kinks]
     notes = dict.fromkeys(
         [*report.notes, *(note for stage in report.stages for note in stage.notes)]
     )
@@ -68,7 +77,7 @@ def remarks(report: "Report") -> list[str]:
     return lines
 
 
-def summary(stages: tuple[StageResult, ...]) -> tuple[str, str]:
+def summary(stages: tuple[StageResult, ...], words: Words = TORCH) -> tuple[str, str]:
     """Return the verdict on a stage over all steps, and its worst tensor."""
     tensors = [tensor for stage in stages for tensor in stage.tensors]
     failed = [tensor for tensor in tensors if not tensor.passed]
@@ -79,14 +88,18 @@ def summary(stages: tuple[StageResult, ...]) -> tuple[str, str]:
     counts = f"{len(failed)} of {len(tensors)} differ" if failed else "same"
     if worst.relative_l2 != worst.relative_l2:  # NaN: there are no figures
         return counts, f"{worst.name}: {worst.detail}"
-    return counts, (
-        f"{worst.name} (step {worst.step}): relative L2 {worst.relative_l2:.2g}, from "
-        f"float64 torch {worst.torch_error:.2g} and port {worst.port_error:.2g}"
-    )
+    said = f"{worst.name} (step {worst.step}): relative L2 {worst.relative_l2:.2g}"
+    if worst.torch_error == worst.torch_error:
+        recorded, port = words.labels
+        said += (
+            f", from float64 {recorded} {worst.torch_error:.2g} and {port} "
+            f"{worst.port_error:.2g}"
+        )
+    return counts, said
 
 
-def _row(stage: str, stages: tuple[StageResult, ...]) -> str:
-    verdict, worst = summary(stages)
+def _row(stage: str, stages: tuple[StageResult, ...], words: Words) -> str:
+    verdict, worst = summary(stages, words)
     verdict = verdict if verdict in ("same", "not compared") else "DIFFERENT"
     return f"{stage:<18}  {verdict:<12}  {worst}"
 

@@ -2,18 +2,25 @@
 
 import os
 from collections.abc import Callable, Collection, Iterable, Iterator, Sequence
+from typing import Any
 
 from jaxclip.parity._trace._reader import Trace, open_trace
 from jaxclip.parity._trace._step import Step
+from jaxclip.parity._verify._aligned import Aligned
 from jaxclip.parity._verify._alignment import Alignment
+from jaxclip.parity._verify._difference import Difference
+from jaxclip.parity._verify._explaining import explained
 from jaxclip.parity._verify._free_run import run_freely
+from jaxclip.parity._verify._jax_alignment import JaxAlignment
+from jaxclip.parity._verify._models import read_model
 from jaxclip.parity._verify._port import Port
+from jaxclip.parity._verify._precision import coarsest, is_coarse, note
 from jaxclip.parity._verify._report import Report
 from jaxclip.parity._verify._results import StageResult
-from jaxclip.parity._verify._runs import Precision, compiled
+from jaxclip.parity._verify._runs import Runs
 from jaxclip.parity._verify._samples import Rule
 from jaxclip.parity._verify._sides import Bench
-from jaxclip.parity._verify._stages import Comparing
+from jaxclip.parity._verify._words import words_for
 
 
 def verify(
@@ -45,6 +52,11 @@ def verify(
     comparison is, and the noise is that of the port's float32 runs, scaled by the ratio
     of the two eps, and multiplied by 100: rounding is 2**29 times finer there, and a
     mistake is not.
+
+    Where the port computes in bfloat16 or float16, whatever its parameters are in, an
+    ulp of theirs says nothing of the noise: what changes is a part of them, by the last
+    bit of that dtype. The run in float64 casts to nothing else, whatever a ``dtype=``
+    or an ``astype`` in the port says.
 
     Args:
         trace: The recording, or its path.
@@ -107,37 +119,51 @@ def verify(
             f"recording {str(opened.path)!r} has no weights (keep= left 'params' out); "
             "there is nothing to start from."
         )
-    model, runs = compiled(port)
-    alignment = Alignment(model, port, opened.run, first)
+    model = read_model(port.model)
+    alignment: Aligned = (
+        JaxAlignment(model, port, first)
+        if opened.run.framework == "jax"
+        else Alignment(model, port, opened.run, first)
+    )
+    # A recording with 64 bits drew in float64, which a run in float32 cannot.
+    runs = Runs(
+        *(model, port, alignment.dropouts),
+        float32_draws=opened.run.settings.get("x64") == "False",
+    )
     bench = Bench(model, alignment, runs, port.clip is not None)
     found: list[StageResult] = []
+    difference: Difference | None = None
     random: set[str] = set()
     for done, index in enumerate(wanted, 1):
         step = opened[index]
-        found += _compared(opened, step, bench, rule, draws)
-        random |= {*step.unexplained_draws, *(mask.module for mask in step.masks)}
+        comparing, stages = explained(step, opened.run, bench, rule, draws)
+        for stage in stages:
+            if stage.failures and not any(earlier.failures for earlier in found):
+                difference = comparing.difference(stage.failures[0])
+            found.append(stage)
+        random |= {*step.unexplained_draws}
         if on_step is not None:
             on_step(done, len(wanted))
+    computed = coarsest(bench.runs.dtypes)
+    said = str(rule)
+    if is_coarse(computed) and rtol is None:
+        said += f", which computes in {computed}"
     free = None
     if free_run:
-        free = run_freely(bench, (opened[index] for index in wanted), factor)
+        kinked = {stage.step for stage in found if stage.kinks}
+        free = run_freely(bench, (opened[index] for index in wanted), factor, kinked)
     return Report(
         trace=str(opened.path),
         dtype=", ".join(opened.run.dtypes),
-        rule=str(rule),
+        rule=said,
         stages=tuple(found),
         free_run=free,
         warnings=opened.warnings,
-        notes=tuple(_notes(opened, first, random)),
+        notes=tuple(_notes(opened, first, random, computed, draws)),
+        run=opened.run,
+        difference=difference,
+        words=words_for(opened.run.framework),
     )
-
-
-def _compared(
-    trace: Trace, step: Step, bench: Bench, rule: Rule, draws: int
-) -> Iterator[StageResult]:
-    narrow = [bench.side(step, Precision(False, draw)) for draw in range(draws + 1)]
-    wide = bench.side(step, Precision(True))
-    return Comparing(step, trace.run, narrow, wide, bench.alignment, rule).stages()
 
 
 def _wanted(trace: Trace, steps: int | Iterable[int] | None) -> list[int]:
@@ -161,25 +187,27 @@ def _wanted(trace: Trace, steps: int | Iterable[int] | None) -> list[int]:
     return [trace.numbers.index(number) for number in sorted({*numbers})]
 
 
-def _notes(trace: Trace, first: Step, random: Collection[str]) -> Iterator[str]:
+def _notes(
+    trace: Trace, first: Step, random: Collection[str], computed: Any, draws: int
+) -> Iterator[str]:
     """Say what is to be known of the recording.
 
     Args:
         trace: The recording.
         first: The first step that was compared.
-        random: The modules that drew random numbers.
+        random: The modules that drew random numbers that no mask explains.
+        computed: The coarsest dtype in which the port computes.
+        draws: In how many runs what it was given was changed.
     """
     if not trace.finished:
         yield "The run did not come to its end; the recording has the steps before."
     if random:
         yield (
-            f"Random numbers were drawn in {', '.join(sorted(random))}: the steps "
-            "cannot be computed anew unless the port draws the same. Record the run in "
-            "evaluation mode, or with dropout at 0."
+            f"Random numbers were drawn in {', '.join(sorted(random))} that are not "
+            "recorded: the steps cannot be computed anew unless the port draws the "
+            "same. Record the run without them. (What nn.Dropout, 1d, 2d and 3d draw "
+            "as modules is recorded, and replayed.)"
         )
-    low = {str(a.dtype) for a in first.params.values() if a.dtype.itemsize < 4}
-    if low:
-        yield (
-            f"The parameters are {', '.join(sorted(low))}; the noise is that of a port "
-            "that computes in this dtype."
-        )
+    if is_coarse(computed):
+        kept = any(is_coarse(array.dtype) for array in first.params.values())
+        yield note(computed, draws, kept=kept)

@@ -1,0 +1,55 @@
+"""What was not compared, what else to know, and what the recorded loop did wrong."""
+
+from collections.abc import Iterable
+from typing import TYPE_CHECKING
+
+from jaxclip.parity._html._markup import Markup, el, join, name_of
+
+if TYPE_CHECKING:
+    from jaxclip.parity._verify._report import Report
+
+
+def mistakes(report: "Report") -> Markup | None:
+    """Build the mistakes of the recorded loop; None if it made none."""
+    items = [
+        join(
+            el("b", "Whole run" if w.step is None else f"Step {w.step}"),
+            f": {w.message} ",
+            el("code", w.code),
+        )
+        for w in report.warnings
+    ]
+    return _section("mistakes", "Mistakes of the recorded loop", items)
+
+
+def notes(report: "Report") -> Markup | None:
+    """Build the notes; None if there are none."""
+    said = [*report.notes, *(note for stage in report.stages for note in stage.notes)]
+    return _section("notes", "Notes", dict.fromkeys(said))
+
+
+def not_compared(report: "Report") -> Markup | None:
+    """Build what was not compared, and why; None if all was."""
+    items = [
+        join(
+            el("b", stage.capitalize()),
+            ": ",
+            join(name_of(left.name), ": ") if left.name else None,
+            left.reason,
+        )
+        for stage, left in report.not_compared
+    ]
+    return _section("left", "Not compared", items)
+
+
+def _section(key: str, heading: str, items: Iterable[str]) -> Markup | None:
+    found = [el("li", item) for item in items]
+    if not found:
+        return None
+    return el(
+        "section",
+        el("h2", heading, id=f"h-{key}"),
+        el("ul", *found, class_="remarks"),
+        id=key,
+        aria_labelledby=f"h-{key}",
+    )
