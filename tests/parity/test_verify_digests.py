@@ -213,7 +213,7 @@ def test_a_single_wrong_element_of_a_million_is_seen():
     found = []
     for place in np.random.default_rng(2).integers(SIZE, size=10):
         wrong = NOISY()
-        wrong[place] += 3e-4
+        wrong[place] += 1e-3
         result = judged(wrong)
         found.append(not result.passed)
         if found[-1]:

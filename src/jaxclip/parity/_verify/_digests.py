@@ -43,6 +43,9 @@ _ROUNDING = 1e-14
 
 _ROOT = math.sqrt(DRAWS)
 
+_TAIL = 3.0
+"""How many times the norm of a block the greatest of 512 projections of it may be."""
+
 _EXPLAINED = 1e-3
 """How much of a difference may be left where a factor explains it."""
 
@@ -156,7 +159,9 @@ class _Measured:
         self.norm = max(
             self.floor_norm, *(share * max(l2(p), _ROOT * l2(b)) for p, b in both)
         )
-        self.peak = max(peak(floor), *(share * max(peak(p), peak(b)) for p, b in both))
+        self.peak = max(
+            _TAIL * peak(floor), *(share * max(peak(p), peak(b)) for p, b in both)
+        )
         self.port_error = 0.0 if sample.is_wide else l2(errors[0])
         self.port_apart = self.apart if sample.is_wide else self.apart - projected[0]
 
