@@ -411,6 +411,7 @@ def test_the_command_ends_with_the_verdict(plain, exact, tmp_path, capsys):
         other,
         "--exact",
         str(exact),
+        *("--html", str(tmp_path / "report.html")),
         "--json",
         str(out),
     ]
@@ -419,6 +420,12 @@ def test_the_command_ends_with_the_verdict(plain, exact, tmp_path, capsys):
     read = json.loads(out.read_text())
     assert read["verdict"] == "different"
     assert read["stages"][0]["stage"] == "batch"
+    text = (tmp_path / "report.html").read_text()
+    assert "The candidate and the reference part at step 0, in " in text
+    assert "it is the first that counts" in text
+    assert "Candidate from float64" in text
+    assert ">batch<" in text
+    assert " port" not in text.split("<script", 1)[0].split("</style>", 1)[-1]
     assert cli.main(["compare", str(plain), other, "--rtol", "9", "--atol", "9"]) == 0
     assert cli.main(["compare", str(plain), "no.trace"]) == 2
     assert "there is no recording" in capsys.readouterr().err

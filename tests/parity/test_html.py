@@ -17,8 +17,9 @@ from jaxclip.parity import Report, verify
 from jaxclip.parity._html._figures import brief, count, level, number
 from jaxclip.parity._html._markup import el, visible
 from jaxclip.parity._html._tensors import PAGE, columns
-from jaxclip.parity._verify._results import STAGES, StageResult, judged
+from jaxclip.parity._verify._results import BATCH, STAGES, StageResult, judged
 from jaxclip.parity._verify._samples import Rule
+from jaxclip.parity._verify._words import TORCH
 from tests.parity.made_reports import HOSTILE, hostile, large, run_of, sample
 from tests.parity.test_verify import WRONG, linear_run, make_right
 
@@ -145,7 +146,9 @@ def test_every_figure_of_every_tensor_is_in_the_table(wrong):
     _, report = wrong
     tree = parsed(report.to_html())
     rows = rows_of(tree)
-    found = {(row["step"], STAGES[row["stage"]], row["name"]): row for row in rows}
+    found = {
+        (row["step"], (BATCH, *STAGES)[row["stage"]], row["name"]): row for row in rows
+    }
     tensors = [tensor for stage in report.stages for tensor in stage.tensors]
     assert len(rows) == len(found) == len(tensors)
     assert [row["verdict"] for row in rows] == sorted(row["verdict"] for row in rows)
@@ -172,7 +175,7 @@ def test_every_figure_of_every_tensor_is_in_the_table(wrong):
         assert (row["detail"], row["hint"]) == (tensor.detail, tensor.hint)
         assert row["module"] == tensor.module
         assert row["dtype"] == "float32"
-    assert {column.key for column in columns("torch")} == {*rows[0]}
+    assert {column.key for column in columns(TORCH)} == {*rows[0]}
 
 
 def test_of_a_tolerance_the_whole_is_allowed():

@@ -68,6 +68,12 @@ def add(commands: "argparse._SubParsersAction[argparse.ArgumentParser]") -> None
     parser.add_argument(
         "--json", type=Path, metavar="FILE", help="write the report to a JSON file"
     )
+    parser.add_argument(
+        "--html",
+        type=Path,
+        metavar="FILE",
+        help="write the report to a page of HTML, which opens offline",
+    )
     parser.set_defaults(run=_run)
 
 
@@ -89,6 +95,8 @@ def _run(args: argparse.Namespace) -> int:
         )
         if args.json is not None:
             report.save_json(args.json)
+        if args.html is not None:
+            report.save_html(args.html)
     except (ValueError, TypeError, OSError, ImportError, ParityError) as error:
         raise CommandError(str(error)) from None
     report.print()

@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING
 from jaxclip.parity._html._figures import LEGEND, brief, level, number
 from jaxclip.parity._html._markup import Markup, el, join, name_of
 from jaxclip.parity._html._summary import icon
-from jaxclip.parity._verify._results import STAGES, StageResult, TensorResult
+from jaxclip.parity._verify._results import StageResult, TensorResult
 
 if TYPE_CHECKING:
     from jaxclip.parity._verify._report import Report
@@ -32,7 +32,7 @@ def worst(tensors: Sequence[TensorResult]) -> TensorResult | None:
 
 def chain(report: "Report") -> Markup:
     """Build the chain of stages, each with its worst tensor of all steps."""
-    rows = [_stage(stage, report.of_stage(stage)) for stage in STAGES]
+    rows = [_stage(stage, report.of_stage(stage)) for stage in report.stage_names]
     head = el(
         "tr",
         el("th", "Stage", scope="col"),
@@ -142,7 +142,7 @@ def _every_step(report: "Report") -> Markup:
             el("th", stage, scope="row"),
             *(_cell(stage, step, by_place.get((step, stage))) for step in report.steps),
         )
-        for stage in STAGES
+        for stage in report.stage_names
     ]
     return join(
         el("h3", "Step by step", id="h-steps"),

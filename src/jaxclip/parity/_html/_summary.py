@@ -7,14 +7,15 @@ from typing import TYPE_CHECKING
 from jaxclip.parity._html._figures import count, level, number
 from jaxclip.parity._html._markup import Markup, el, join, name_of
 from jaxclip.parity._verify._results import TensorResult
+from jaxclip.parity._verify._words import TRACES, Words
 
 if TYPE_CHECKING:
     from jaxclip.parity._verify._report import Report
 
 
-def framework(report: "Report") -> str:
-    """Return what the recorded run ran in."""
-    return report.run.framework if report.run else "torch"
+def recorded_side(report: "Report") -> str:
+    """Return what the recorded side is called."""
+    return report.words.recorded
 
 
 def verdict(report: "Report") -> Markup:
@@ -39,10 +40,11 @@ def icon(passed: bool | None) -> Markup:
 
 
 def _lead(report: "Report") -> Markup:
-    first, run = report.first, report.free_run
+    first, run, port = report.first, report.free_run, report.words.port
     if first is not None:
         return join(
-            f"The port and {framework(report)} part at step {first.step}, in ",
+            f"{port[0].upper()}{port[1:]} and {recorded_side(report)} part at step "
+            f"{first.step}, in ",
             el("strong", first.stage),
             *(
                 (" of ", name_of(first.module))
@@ -56,7 +58,7 @@ def _lead(report: "Report") -> Markup:
     tensors = count(sum(len(stage.tensors) for stage in report.stages), "tensor")
     return join(
         f"{tensors} over {count(len(report.steps), 'step')}, each as near to "
-        f"{framework(report)} as rounding lets it be."
+        f"{recorded_side(report)} as rounding lets it be."
         if "noise" in report.rule
         else f"{tensors} over {count(len(report.steps), 'step')}, within {report.rule}."
     )
@@ -86,14 +88,17 @@ def _of_tensor(report: "Report", first: TensorResult) -> Iterator[Markup]:
     yield el("p", first.detail, class_="detail")
     if first.hint:
         yield el("p", el("b", "Looks like: "), first.hint, class_="hint")
-    yield from _stats(first, framework(report))
+    yield from _stats(first, report.words)
     others = len(report.failures) - 1
     if others:
         yield el(
             "p",
             f"{count(others, 'more tensor')} differ{'s' * (others == 1)}: ",
             el("a", "all of them", href="#tensors"),
-            ". Each stage is given what the recording has, so that a fault shows "
+            ". Each run goes on from what it made itself, so that it is the first that "
+            "counts."
+            if report.words == TRACES
+            else ". Each stage is given what the recording has, so that a fault shows "
             "where it is.",
             class_="aside",
         )
@@ -104,7 +109,7 @@ def _nearest(report: "Report") -> Iterator[Markup]:
     nearest = max(tensors, key=lambda t: t.share if t.share == t.share else 0.0)
     yield _place(nearest)
     yield el("p", nearest.detail, class_="detail")
-    yield from _stats(nearest, framework(report))
+    yield from _stats(nearest, report.words)
 
 
 def _place(tensor: TensorResult) -> Markup:
@@ -121,7 +126,7 @@ def _place(tensor: TensorResult) -> Markup:
     )
 
 
-def _stats(tensor: TensorResult, side: str) -> Iterator[Markup]:
+def _stats(tensor: TensorResult, words: Words) -> Iterator[Markup]:
     if math.isnan(tensor.relative_l2):  # nothing was measured
         return
     found = tensor.comparison
@@ -140,8 +145,8 @@ def _stats(tensor: TensorResult, side: str) -> Iterator[Markup]:
             "—" if found.max_ulps is None else number(float(found.max_ulps)),
             "at most",
         ),
-        ("From float64", number(tensor.torch_error), side),
-        ("From float64", number(tensor.port_error), "the port"),
+        ("From float64", number(tensor.torch_error), words.recorded),
+        ("From float64", number(tensor.port_error), words.port),
     ]
     of = level(tensor.share, tensor.passed)
     yield el(
@@ -192,7 +197,9 @@ def _facts(report: "Report") -> Iterator[tuple[str, str]]:
         others = [f"{name} {version}" for name, version in run.versions.items()]
         yield "Recorded with", ", ".join(others) or run.framework
         if run.modules:
-            yield "Model", f"{run.modules[0].type}, {count(len(run.modules), 'module')}"
+            kind = run.modules[0].type
+            named = count(len(run.modules), "module")
+            yield "Model", f"{kind}, {named}" if kind else named
         yield "Optimizer", run.optimizer.rpartition(".")[2]
         if run.schedulers:
             names = (name.rpartition(".")[2] for name in run.schedulers)

@@ -7,14 +7,18 @@ from typing import TYPE_CHECKING, Any
 
 from jaxclip.parity._html._figures import count, level, number
 from jaxclip.parity._html._markup import Markup, data, el, name_of, visible
-from jaxclip.parity._html._summary import framework, icon, index
-from jaxclip.parity._verify._results import STAGES, TensorResult
+from jaxclip.parity._html._summary import icon, index
+from jaxclip.parity._verify._results import BATCH, STAGES, TensorResult
+from jaxclip.parity._verify._words import Words
 
 if TYPE_CHECKING:
     from jaxclip.parity._verify._report import Report
 
 PAGE = 25
 """How many rows are shown at once."""
+
+_STAGES = (BATCH, *STAGES)
+"""Every stage that a report may have, in order."""
 
 _ORDER = "What differs comes first, in the order of the run."
 
@@ -41,16 +45,17 @@ class Column:
     digits: int = 3
 
 
-def columns(side: str) -> tuple[Column, ...]:
+def columns(words: Words) -> tuple[Column, ...]:
     """Return the columns of the table.
 
     Args:
-        side: What the recorded run ran in.
+        words: What the two sides are called.
     """
+    recorded, port = words.recorded, words.labels[1].capitalize()
     return (
         Column("verdict", "Verdict", "verdict", lambda t: int(t.passed), shown=True),
         Column("step", "Step", "count", lambda t: t.step, shown=True),
-        Column("stage", "Stage", "stage", lambda t: STAGES.index(t.stage), shown=True),
+        Column("stage", "Stage", "stage", lambda t: _STAGES.index(t.stage), shown=True),
         Column("name", "Tensor", "name", lambda t: t.name, shown=True),
         Column("share", "Times allowed", "share", lambda t: t.share, shown=True),
         Column("l2", "Relative L2", "number", lambda t: t.relative_l2, shown=True),
@@ -74,8 +79,13 @@ def columns(side: str) -> tuple[Column, ...]:
         Column("at", "At", "text", lambda t: index(t.comparison.max_abs_index)),
         Column("cosine", "Cosine", "number", lambda t: t.cosine, digits=9),
         Column("tolerance", "rtol that passes", "number", lambda t: t.tolerance),
-        Column("own", f"{side} from float64", "number", lambda t: t.torch_error),
-        Column("port", "Port from float64", "number", lambda t: t.port_error),
+        Column("own", f"{recorded} from float64", "number", lambda t: t.torch_error),
+        Column(
+            "port",
+            f"{port} from float64",
+            "number",
+            lambda t: t.port_error,
+        ),
         Column("module", "Module", "text", lambda t: t.module),
         Column("shape", "Shape", "text", lambda t: _either(t.comparison.shapes)),
         Column("dtype", "Dtype", "text", lambda t: _either(t.comparison.dtypes)),
@@ -94,7 +104,7 @@ def tensors(report: "Report") -> Markup:
     """Build the table: the first rows as HTML, and all of them as data."""
     found = [tensor for stage in report.stages for tensor in stage.tensors]
     found.sort(key=lambda tensor: tensor.passed)  # what differs first, in order
-    own = columns(framework(report))
+    own = columns(report.words)
     shown = [column for column in own if column.shown]
     head = el(
         "tr",
@@ -161,7 +171,7 @@ def _controls(report: "Report") -> Markup:
         _select(
             "stage",
             "Stage",
-            [(str(n), stage) for n, stage in enumerate(STAGES) if stage in present],
+            [(str(n), stage) for n, stage in enumerate(_STAGES) if stage in present],
         ),
         _select("step", "Step", [(str(step), str(step)) for step in report.steps]),
         el(
@@ -205,7 +215,7 @@ def _cell(tensor: TensorResult, column: Column) -> Markup:
                 class_="verdict",
             )
         case "stage":
-            return el("td", STAGES[value], class_="stage")
+            return el("td", _STAGES[value], class_="stage")
         case "name":
             return el("th", name_of(value), scope="row", class_="name")
         case "share":
@@ -237,7 +247,7 @@ def _data(
             [column.key, column.label, column.kind, column.shown, column.digits]
             for column in own
         ],
-        "stages": STAGES,
+        "stages": _STAGES,
         "texts": [*texts],
         "page": PAGE,
         "rows": made,

@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING
 from jaxclip.parity._html._figures import count, number
 from jaxclip.parity._html._markup import Markup, el
 from jaxclip.parity._html._plot import HEIGHT, WIDTH, Plot
-from jaxclip.parity._html._summary import framework
+from jaxclip.parity._html._summary import recorded_side
 from jaxclip.parity._verify._free_run import FreeRun
 
 if TYPE_CHECKING:
@@ -19,7 +19,7 @@ def trajectory(report: "Report") -> Markup | None:
     run = report.free_run
     if run is None:
         return None
-    side = framework(report)
+    side = recorded_side(report)
     parts: list[Markup | None] = [
         el("h2", "The port trains by itself", id="h-free"),
         el("p", _said(run), class_="aside"),

@@ -142,6 +142,7 @@ def compare_traces(
         stages=tuple(found),
         warnings=tuple(dict.fromkeys((*ours.warnings, *theirs.warnings))),
         notes=tuple(_notes(ours, theirs, rule, found)),
+        run=ours.run,
         words=TRACES,
     )
 
