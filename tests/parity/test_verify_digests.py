@@ -17,9 +17,10 @@ from jaxclip.parity._verify._known import Known, change, read
 from jaxclip.parity._verify._norms import inaccuracy
 from jaxclip.parity._verify._results import STAGES
 from jaxclip.parity._verify._samples import Rule, Sample
-from tests.parity import mutations, recordings
-from tests.parity.mutations import MUTATIONS, TRAININGS, mutated, port
+from tests.parity import recordings, trainings
+from tests.parity.mutations import MUTATIONS, mutated
 from tests.parity.small_nets import NETS
+from tests.parity.trainings import port
 from tests.trios import BY_NAME
 
 SIZE = 1_000_000
@@ -39,7 +40,7 @@ def _quick_compilation():
 @pytest.fixture
 def digested(monkeypatch):
     """Let all recordings hold digests."""
-    for module in (mutations, recordings):
+    for module in (trainings, recordings):
         monkeypatch.setattr(module, "record", partial(record, digest_above=EVERYTHING))
 
 
@@ -53,13 +54,13 @@ def digested(monkeypatch):
         *(
             pytest.param(net, training, dtype, marks=pytest.mark.long)
             for net in NETS
-            for training in TRAININGS
+            for training in ("sgd", "nesterov", "adamw", "schedule")
             for dtype in (torch.float32, torch.float64)
         ),
     ],
 )
 def test_a_port_without_a_bug_is_the_same(net, training, dtype, tmp_path, digested):
-    path = mutations.recording(tmp_path / "run.trace", net, training, dtype=dtype)
+    path = trainings.recording(tmp_path / "run.trace", net, training, dtype=dtype)
     assert not open_trace(path)[0].grads
     report = verify(path, port(net, training))
     report.raise_if_different()
@@ -95,7 +96,7 @@ def test_there_is_no_false_alarm_over_seeds_and_steps(name, dtype, tmp_path, dig
 def test_a_bug_is_found_at_its_stage_and_module(mutation, tmp_path, digested):
     dtype = torch.float64 if mutation.wide else torch.float32
     net, training = mutation.net, mutation.training
-    path = mutations.recording(tmp_path / "run.trace", net, training, dtype=dtype)
+    path = trainings.recording(tmp_path / "run.trace", net, training, dtype=dtype)
     report = verify(path, mutated(mutation), free_run=False)
     first = report.first
     assert first is not None, report
@@ -104,7 +105,7 @@ def test_a_bug_is_found_at_its_stage_and_module(mutation, tmp_path, digested):
 
 
 def test_the_free_run_is_held_against_digests(tmp_path, digested):
-    path = mutations.recording(tmp_path / "run.trace", "vectors", "sgd")
+    path = trainings.recording(tmp_path / "run.trace", "vectors", "sgd")
     right = port("vectors", "sgd")
 
     def update(updates, state, params=None):  # right in the first step alone
@@ -121,7 +122,7 @@ def test_the_free_run_is_held_against_digests(tmp_path, digested):
 
 
 def test_a_tolerance_is_held_against_no_digest(tmp_path, digested):
-    path = mutations.recording(tmp_path / "run.trace", "vectors", "sgd", steps=1)
+    path = trainings.recording(tmp_path / "run.trace", "vectors", "sgd", steps=1)
     report = verify(path, port("vectors", "sgd"), rtol=1e-3, atol=1e-3, free_run=False)
     assert report.of_stage("loss")[0].verdict == "same"
     [stage] = report.of_stage("gradients")
