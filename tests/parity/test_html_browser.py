@@ -13,7 +13,8 @@ import pytest
 from jaxclip.parity import verify
 from jaxclip.parity._html._tensors import PAGE
 from tests.parity.made_reports import hostile, large
-from tests.parity.mutations import MUTATIONS, mutated, recording
+from tests.parity.mutations import MUTATIONS, mutated
+from tests.parity.trainings import recording
 
 pytestmark = pytest.mark.long
 
