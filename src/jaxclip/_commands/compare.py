@@ -3,8 +3,9 @@
 import argparse
 from pathlib import Path
 
-from jaxclip._commands._arguments import CommandError, integer, need, positive
+from jaxclip._commands._arguments import need
 from jaxclip._commands._named import renaming
+from jaxclip._commands._reports import EPILOG, add_options, finish, options, refusals
 
 
 def add(commands: "argparse._SubParsersAction[argparse.ArgumentParser]") -> None:
@@ -18,10 +19,7 @@ def add(commands: "argparse._SubParsersAction[argparse.ArgumentParser]") -> None
             "bit, unless --exact or a tolerance says otherwise. Nothing is computed "
             "anew: see jaxclip verify for that."
         ),
-        epilog=(
-            "exit status: 0 if all that was compared is the same, 1 if anything "
-            "differs, 2 if the two could not be compared"
-        ),
+        epilog=EPILOG,
     )
     parser.add_argument(
         "reference", type=Path, metavar="REFERENCE", help="the recording to go by"
@@ -36,28 +34,6 @@ def add(commands: "argparse._SubParsersAction[argparse.ArgumentParser]") -> None
         help="a recording of the reference's run in float64, which tells the noise",
     )
     parser.add_argument(
-        "--steps",
-        type=integer(1, 10**9),
-        metavar="N",
-        help="compare the first N recorded steps; by default all",
-    )
-    parser.add_argument(
-        "--factor",
-        type=positive,
-        default=4.0,
-        metavar="F",
-        help="how many times the rounding noise is allowed; by default 4",
-    )
-    parser.add_argument(
-        "--rtol", type=float, metavar="R", help="a relative tolerance instead"
-    )
-    parser.add_argument(
-        "--atol", type=float, metavar="A", help="an absolute tolerance, with --rtol"
-    )
-    parser.add_argument(
-        "--equal-nan", action="store_true", help="take NaN for equal to NaN"
-    )
-    parser.add_argument(
         "--rename",
         action="append",
         default=[],
@@ -65,39 +41,20 @@ def add(commands: "argparse._SubParsersAction[argparse.ArgumentParser]") -> None
         help="what a prefix of the reference's names is in the candidate's; "
         "re:PATTERN=NEW for a regular expression; may be repeated",
     )
-    parser.add_argument(
-        "--json", type=Path, metavar="FILE", help="write the report to a JSON file"
-    )
-    parser.add_argument(
-        "--html",
-        type=Path,
-        metavar="FILE",
-        help="write the report to a page of HTML, which opens offline",
-    )
+    add_options(parser)
     parser.set_defaults(run=_run)
 
 
 def _run(args: argparse.Namespace) -> int:
     need("flax", "rich", command="compare")
-    from jaxclip.parity import ParityError, compare_traces
+    from jaxclip.parity import compare_traces
 
-    try:
+    with refusals():
         report = compare_traces(
             args.reference,
             args.candidate,
             exact=args.exact,
-            steps=args.steps,
-            rtol=args.rtol,
-            atol=args.atol,
-            factor=args.factor,
-            equal_nan=args.equal_nan,
             rename=renaming(args.rename),
+            **options(args),
         )
-        if args.json is not None:
-            report.save_json(args.json)
-        if args.html is not None:
-            report.save_html(args.html)
-    except (ValueError, TypeError, OSError, ImportError, ParityError) as error:
-        raise CommandError(str(error)) from None
-    report.print()
-    return 0 if report.passed else 1
+    return finish(report, args)

@@ -1,5 +1,7 @@
 """How the arrays of a stage are brought together and judged."""
 
+import dataclasses
+import math
 from collections.abc import Callable, Collection, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any
@@ -16,6 +18,7 @@ from jaxclip.parity._verify._digests import DROWNED, judged_by_digest
 from jaxclip.parity._verify._known import Known, found_in
 from jaxclip.parity._verify._own_gradients import BLIND, own_gradients, remark
 from jaxclip.parity._verify._results import (
+    RECORDED_AS,
     NotCompared,
     StageResult,
     TensorResult,
@@ -28,21 +31,6 @@ from jaxclip.parity._verify._words import Words, words_for
 
 Array = np.ndarray[Any, Any]
 Arrays = Mapping[Any, Array]
-
-_RECORDED_AS = {
-    "weights": "params",
-    "activations": "activations",
-    "output": "outputs",
-    "loss": "loss",
-    "gradients": "grads",
-    "total norm": "total_norm",
-    "clipped gradients": "final_grads",
-    "update": "params_after",
-    "optimizer state": "opt_state_after",
-    "parameters after": "params_after",
-    "buffers after": "buffers_after",
-}
-"""Each stage by its name in a recording."""
 
 NO_TOLERANCE = "recorded as a digest, which has no elements to hold a tolerance against"
 
@@ -82,7 +70,7 @@ class Assembly:
 
     def recorded(self, stage: str, arrays: Arrays) -> dict[str, Array | Known]:
         """Return arrays of a stage in their order, those known by digests with them."""
-        found = found_in(self.step, _RECORDED_AS[stage], arrays)
+        found = found_in(self.step, RECORDED_AS[stage], arrays)
         order = {n: i for i, n in enumerate([*self.step.params, *self.step.buffers])}
         last = len(order)
         names = sorted(found, key=lambda n: order.get(_parameter(stage, n), last))
@@ -90,7 +78,7 @@ class Assembly:
 
     def absent(self, stage: str) -> str:
         """Say why a recording has nothing of a stage."""
-        kept = _RECORDED_AS[stage] in self.run.keep
+        kept = RECORDED_AS[stage] in self.run.keep
         return f"{self.words.recorded} has none" if kept else "not recorded"
 
     def by_name(
@@ -139,10 +127,12 @@ class Assembly:
             else:
                 narrow = [own(side)[name] for side in self.narrow]
                 grain = (grains or {}).get(name)
+                own_start = _parameter(stage, name) in started
                 result = self.judged(
-                    *(stage, name, module, array, narrow, found[name], grain)
+                    *(stage, name, module, array, narrow, found[name], grain),
+                    own_start=own_start,
                 )
-                if DROWNED in result.detail and _parameter(stage, name) in started:
+                if DROWNED in result.detail and own_start:
                     left.append(NotCompared(name, BLIND))
                 else:
                     tensors.append(result)
@@ -164,8 +154,25 @@ class Assembly:
         narrow: Sequence[Array],
         wide: Array,
         grain: Array | None = None,
+        *,
+        own_start: bool = False,
     ) -> TensorResult:
-        """Judge an array by all sides of it."""
+        """Judge an array by all sides of it.
+
+        Args:
+            stage: The stage.
+            name: What to call it.
+            module: The module that it belongs to.
+            torch: As recorded, or what is known of it.
+            narrow: As the port computes it in the recorded dtype.
+            wide: The same in float64.
+            grain: By how much its elements may differ besides.
+            own_start: Whether the port started from other gradients than torch did, so
+                that torch's digits are no measure for its.
+        """
+        rule = self.rule
+        if own_start:
+            rule = dataclasses.replace(rule, port_factor=math.inf)
         if stage in _KEPT:
             narrow = [_rounded(torch.dtype, array) for array in narrow]
         *few, exact = [_as(torch.dtype, array) for array in (*narrow, wide)]
@@ -173,9 +180,9 @@ class Assembly:
         if isinstance(torch, Known):
             stand_in = exact if torch.dtype == np.float64 else few[0]
             sample = Sample(called, module, stand_in, (*few,), exact, grain, self.words)
-            return judged_by_digest(self.step.number, stage, torch, sample, self.rule)
+            return judged_by_digest(self.step.number, stage, torch, sample, rule)
         sample = Sample(called, module, torch, (*few,), exact, grain, self.words)
-        result = judged(self.step.number, stage, sample, self.rule)
+        result = judged(self.step.number, stage, sample, rule)
         if not result.passed:
             self.failing[stage, result.name] = sample
         return result

@@ -27,8 +27,6 @@ from jaxclip.parity._verify._known import Known
 from jaxclip.parity._verify._results import TensorResult
 from jaxclip.parity._verify._samples import (
     FEW,
-    FLOAT64_FACTOR,
-    PORT_FACTOR,
     Rule,
     Sample,
     floor_of,
@@ -62,7 +60,10 @@ def judged_by_digest(
         sample: The port's; in place of torch's stands the port's own.
         rule: By how much they may differ.
     """
-    leaf = Leaf(sample.name, {"torch": torch, "port": sample.torch})  # type: ignore[dict-item]
+    # Of a digest the shape and the dtype are there, which is what a leaf asks for here.
+    recorded: Any = torch
+    sides = zip(sample.words.labels, (recorded, sample.torch), strict=True)
+    leaf = Leaf(sample.name, dict(sides))
     figures: dict[str, Any] = {}
     with np.errstate(all="ignore"):  # it is for the report to speak of NaN
         problem = leaf.conflict("shape", lambda array: array.shape)
@@ -83,6 +84,7 @@ def judged_by_digest(
         detail=comparison.detail,
         comparison=comparison,
         size=math.prod(torch.shape),
+        allowed=rule.allowed(sample),
         **figures,
     )
 
@@ -95,8 +97,8 @@ def _not_finite(torch: Known, sample: Sample, rule: Rule) -> str:
     port = int(np.isnan(sample.torch).sum()), int(np.isinf(sample.torch).sum())
     if port != (nans, infinities):
         return (
-            f"by its digest, torch has {nans} NaN and {infinities} infinities, and the "
-            f"port {port[0]} and {port[1]}"
+            f"by its digest, {sample.words.recorded} has {nans} NaN and {infinities} "
+            f"infinities, and {sample.words.port} {port[0]} and {port[1]}"
         )
     if nans and not rule.equal_nan:
         return (
@@ -139,7 +141,8 @@ class _Measured:
                 wide=np.where(self.finite, sample.wide, 0),
             )
         self.torch, self.wide = torch, widened(sample.wide)
-        self.factor = rule.factor * (FLOAT64_FACTOR if sample.is_wide else 1.0)
+        self.words, self.port_factor = sample.words, rule.port_factor
+        self.factor = rule.allowed(sample)
         self.noise = noise_of(sample, np.ones(sample.wide.shape, bool))
         errors = [widened(array) - self.wide for array in sample.narrow]
         [exact, *projected] = project([self.wide, *errors])
@@ -184,19 +187,19 @@ class _Measured:
             verdict = DROWNED
         elif not ratio <= self.factor:
             verdict = f"more than noise, in {worst}"
-        elif port_ratio > PORT_FACTOR:
-            verdict = "the port loses digits that torch keeps"
+        elif port_ratio > self.port_factor:
+            verdict = f"{self.words.port} loses digits that {self.words.recorded} keeps"
         else:
             verdict = "within noise"
         comparison = dataclasses.replace(
             leaf.refused(
-                f"by its digest, {verdict}: torch is {ratio:.3g} times the noise from "
-                f"the port in float64, up to {self.factor:g}"
+                f"by its digest, {verdict}: {self.words.recorded} is {ratio:.3g} times "
+                f"the noise from {self.words.port} in float64, up to {self.factor:g}"
             ),
             passed=verdict == "within noise",
             ratio=norm / self.norm,
             peak_ratio=ratio,
-            candidate_ratio=port_ratio,
+            candidate_ratio=port_ratio if self.port_factor < math.inf else math.nan,
             reference_error=norm / _ROOT,
             candidate_error=self.port_error,
             allowed=self.factor * self.norm / _ROOT,
@@ -256,7 +259,10 @@ class _Measured:
         if l2(torch) and l2(port) and apart > allowed:
             scale = float(np.vdot(torch, port) / np.vdot(torch, torch))
             if l2(port - scale * torch) <= max(_EXPLAINED * apart, allowed):
-                return f"the port has about {scale:.7g} times what torch has"
+                return (
+                    f"{self.words.port} has about {scale:.7g} times what "
+                    f"{self.words.recorded} has"
+                )
         blocks = np.max(np.abs(self.apart), axis=1)
         wrong = np.flatnonzero(blocks > self.factor * self.peak)
         if wrong.size == 1:

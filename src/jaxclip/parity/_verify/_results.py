@@ -33,6 +33,22 @@ BATCH = "batch"
 """A stage before them, where two recordings are compared: what both were given."""
 
 
+RECORDED_AS = {
+    "weights": "params",
+    "activations": "activations",
+    "output": "outputs",
+    "loss": "loss",
+    "gradients": "grads",
+    "total norm": "total_norm",
+    "clipped gradients": "final_grads",
+    "update": "params_after",
+    "optimizer state": "opt_state_after",
+    "parameters after": "params_after",
+    "buffers after": "buffers_after",
+}
+"""Each stage by its name in a recording."""
+
+
 @dataclass(frozen=True)
 class TensorResult:
     """A tensor of a step, compared.

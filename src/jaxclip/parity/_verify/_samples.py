@@ -145,8 +145,7 @@ class Rule:
         rtol: A relative tolerance instead; with ``atol``, or not at all.
         atol: An absolute tolerance.
         port_factor: How many times the recorded side's error the port's may be.
-        coarse: Whether the port computes in few bits. What torch keeps in float32 of it
-            may then be near the truth by luck, and blames no port.
+            Infinite where that may be near the truth by luck, and blames no port.
     """
 
     factor: float = 4.0
@@ -154,7 +153,6 @@ class Rule:
     rtol: float | None = None
     atol: float | None = None
     port_factor: float = PORT_FACTOR
-    coarse: bool = False
 
     def __post_init__(self) -> None:
         """Refuse what is no tolerance."""
@@ -234,7 +232,7 @@ class Rule:
             verdict = "noise leaves nothing to compare"
         elif max(ratio, peak_ratio) > factor:
             verdict = "more than noise"
-        elif port_ratio > self.port_factor and not self.coarse:
+        elif port_ratio > self.port_factor:
             verdict = f"{candidate} loses digits that {recorded} keeps"
         else:
             verdict = "within noise"
@@ -244,7 +242,7 @@ class Rule:
             f"from {candidate} in float64, up to {factor:g}",
             ratio=ratio,
             peak_ratio=peak_ratio,
-            candidate_ratio=port_ratio,
+            candidate_ratio=port_ratio if self.port_factor < math.inf else math.nan,
             reference_error=l2(of_torch),
             candidate_error=l2(of_port),
             allowed=factor * noise.norm,

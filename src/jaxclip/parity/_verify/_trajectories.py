@@ -13,6 +13,7 @@ from jaxclip.parity._trace._step import Step
 from jaxclip.parity._verify._held import Held, Names, held, module_of, update_of
 from jaxclip.parity._verify._results import (
     BATCH,
+    RECORDED_AS,
     STAGES,
     NotCompared,
     StageResult,
@@ -26,20 +27,6 @@ from jaxclip.parity._verify._words import TRACES
 Array = np.ndarray[Any, Any]
 _BITS = TraceRule(False, Rule(equal_nan=True))
 """What is given to both is the same, NaN or not."""
-
-_RECORDED_AS = {
-    "activations": "activations",
-    "output": "outputs",
-    "loss": "loss",
-    "gradients": "grads",
-    "total norm": "total_norm",
-    "clipped gradients": "final_grads",
-    "update": "params_after",
-    "optimizer state": "opt_state_after",
-    "parameters after": "params_after",
-    "buffers after": "buffers_after",
-}
-"""The stages after the weights by their names in a recording."""
 
 _DIGESTED = "recorded as a digest (digest_above=)"
 
@@ -132,7 +119,7 @@ class Trajectories:
         )
 
     def _compared(self, stage: str) -> StageResult:
-        part = _RECORDED_AS[stage]
+        part = RECORDED_AS[stage]
         tensors, left = self._held(stage, part, self._drifted(stage))
         notes = []
         if stage == "update":

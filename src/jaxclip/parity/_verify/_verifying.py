@@ -16,7 +16,7 @@ from jaxclip.parity._verify._models import read_model
 from jaxclip.parity._verify._port import Port
 from jaxclip.parity._verify._precision import coarsest, is_coarse, note
 from jaxclip.parity._verify._report import Report
-from jaxclip.parity._verify._results import StageResult
+from jaxclip.parity._verify._results import StageResult, TensorResult
 from jaxclip.parity._verify._runs import Runs
 from jaxclip.parity._verify._samples import Rule
 from jaxclip.parity._verify._sides import Bench
@@ -132,15 +132,18 @@ def verify(
     )
     bench = Bench(model, alignment, runs, port.clip is not None)
     found: list[StageResult] = []
+    first_failure: TensorResult | None = None
     difference: Difference | None = None
     random: set[str] = set()
     for done, index in enumerate(wanted, 1):
         step = opened[index]
         comparing, stages = explained(step, opened.run, bench, rule, draws)
-        for stage in stages:
-            if stage.failures and not any(earlier.failures for earlier in found):
-                difference = comparing.difference(stage.failures[0])
-            found.append(stage)
+        if first_failure is None:
+            failures = (tensor for stage in stages for tensor in stage.failures)
+            first_failure = next(failures, None)
+            if first_failure is not None:
+                difference = comparing.difference(first_failure)
+        found += stages
         random |= {*step.unexplained_draws}
         if on_step is not None:
             on_step(done, len(wanted))
