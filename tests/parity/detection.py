@@ -29,8 +29,8 @@ from jaxclip.models import linen
 from jaxclip.parity import Port, open_trace, verify
 from jaxclip.parity._verify._alignment import Alignment
 from jaxclip.parity._verify._models import read_model
-from jaxclip.parity._verify._results import StageResult
-from jaxclip.parity._verify._runs import Precision, Runs
+from jaxclip.parity._verify._results import STAGES, StageResult
+from jaxclip.parity._verify._runs import Runs
 from jaxclip.parity._verify._samples import Rule, Sample
 from jaxclip.parity._verify._sides import Bench
 from jaxclip.parity._verify._stages import Comparing
@@ -79,13 +79,16 @@ def compared(path: Path, port: Port) -> Iterator[tuple[StageResult, list[Sample]
     runs = Runs(model, port, alignment.dropouts)
     bench = Bench(model, alignment, runs, port.clip is not None)
     for step in trace:
-        narrow, wide = (bench.side(step, Precision(is_wide)) for is_wide in (0, 1))
         rule = Keeping()
-        for stage in Comparing(
-            step, trace.run, [narrow], wide, alignment, rule
-        ).stages():
-            yield stage, [*rule.samples]
-            rule.samples.clear()
+        comparing = Comparing(step, trace.run, bench, rule, draws=0)
+        sides = comparing.call()
+        lefts = comparing.lefts(sides)
+        found = []
+        for assembly in comparing.called(sides), comparing.stepped(lefts):
+            for stage in assembly.stages():
+                found.append((stage, [*rule.samples]))
+                rule.samples.clear()
+        yield from sorted(found, key=lambda each: STAGES.index(each[0].stage))
 
 
 def first_of(

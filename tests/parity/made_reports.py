@@ -8,6 +8,7 @@ import numpy as np
 
 from jaxclip.parity import Difference, LoopWarning, ModuleRecord, Report, Run
 from jaxclip.parity._verify._difference import pictured
+from jaxclip.parity._verify._errors import Error
 from jaxclip.parity._verify._free_run import FreeRun, FreeStep
 from jaxclip.parity._verify._results import (
     STAGES,
@@ -46,7 +47,8 @@ def sample(name: str, module: str, *, wrong: float = 0.0, shape=(6, 8), seed=0):
     port = exact.copy()
     for own in (port, *ports):
         own.flat[-1] += wrong
-    return Sample(name, module, torch, tuple(ports), port)
+    draws = tuple(Error.of(own, port) for own in ports[1:])
+    return Sample(name, module, torch, ports[0], port, draws=draws)
 
 
 def run_of(modules: list[tuple[str, str]], **changes: Any) -> Run:
@@ -155,4 +157,4 @@ def large(tensors: int = 2000, steps: int = 10, *, wrong: bool = True) -> Report
 def picture_of(torch: np.ndarray, port: np.ndarray, rule: Rule) -> Difference | None:
     """Draw how two arrays differ."""
     wide = port.astype(np.float64)
-    return pictured(Sample("x", "", torch, (port,) * 4, wide), rule)
+    return pictured(Sample("x", "", torch, port, wide), rule)

@@ -3,6 +3,7 @@
 import numpy as np
 import pytest
 
+from jaxclip.parity._verify._errors import Error
 from jaxclip.parity._verify._hints import hint
 from jaxclip.parity._verify._norms import inaccuracy
 from jaxclip.parity._verify._results import judged
@@ -20,12 +21,14 @@ def sample(error, *, noise=1e-6, dtype="float32", size=1000, seed=0, **changes):
     def off(by, dtype):
         return (wide * (1 + by * rng.normal(size=size))).astype(dtype)
 
+    torch, narrow, *others = off(error, dtype), *(off(noise, "f") for _ in range(4))
     given = {
         "name": "w",
         "module": "",
-        "torch": off(error, dtype),
-        "narrow": tuple(off(noise, "float32") for _ in range(4)),
+        "torch": torch,
+        "narrow": narrow,
         "wide": wide,
+        "draws": tuple(Error.of(other, wide) for other in others),
     }
     return Sample(**(given | changes))
 
@@ -80,7 +83,7 @@ def test_noise_that_leaves_nothing_to_compare_is_no_pass():
 def test_a_difference_of_parameters_is_as_coarse_as_they_are():
     wide = np.full(100, 1e-6)
     torch = np.full(100, 1.05e-6, "f")
-    exact = {"torch": torch, "narrow": (wide.astype("f"),) * 4, "wide": wide}
+    exact = {"torch": torch, "narrow": wide.astype("f"), "wide": wide}
     rule = Rule()
     assert not judged(0, "update", Sample("w", "", **exact), rule).passed
     grain = np.full(100, 2.0**-24)

@@ -13,6 +13,7 @@ from flax import nnx
 from jaxclip import optim
 from jaxclip.parity import Port, digest, open_trace, record, verify
 from jaxclip.parity._verify._digests import judged_by_digest
+from jaxclip.parity._verify._errors import Error
 from jaxclip.parity._verify._known import Known, change, read
 from jaxclip.parity._verify._norms import inaccuracy
 from jaxclip.parity._verify._results import STAGES
@@ -195,9 +196,10 @@ def sample_of(wide, seed=0, dtype="float32"):
     def noisy():
         return (wide * (1 + eps * rng.standard_normal(wide.shape))).astype("float32")
 
-    narrow = tuple(noisy() for _ in range(4))
-    port = narrow[0] if dtype == "float32" else wide
-    return Sample("x", "", port, narrow, wide), noisy
+    narrow, *others = (noisy() for _ in range(4))
+    port = narrow if dtype == "float32" else wide
+    draws = tuple(Error.of(other, wide, sketched=True) for other in others)
+    return Sample("x", "", port, narrow, wide, draws=draws), noisy
 
 
 WIDE = np.random.default_rng(1).standard_normal(SIZE)
@@ -289,7 +291,7 @@ def test_shapes_and_dtypes_are_compared_first():
 
 def test_what_does_not_round_is_equal_or_not():
     counts = np.arange(1000, dtype="int32")
-    sample = Sample("n", "", counts, (counts,), counts)
+    sample = Sample("n", "", counts, counts, counts)
     assert judged(counts, sample).passed
     wrong = counts.copy()
     wrong[5] += 1
@@ -317,10 +319,10 @@ def test_a_change_is_known_by_its_projections():
     after = (before.astype("f8") + update).astype("float32")
     grain = np.abs(after) * np.finfo("float32").eps / 2
     known = change(read(digest(after)), before)
-    narrow = tuple((after - before) for _ in range(2))
-    sample = Sample("w", "", narrow[0], narrow, update, grain)
+    narrow = after - before
+    sample = Sample("w", "", narrow, narrow, update, grain)
     assert judged_by_digest(0, "update", known, sample, Rule()).passed
-    half = Sample("w", "", narrow[0], narrow, update / 2, grain)
+    half = Sample("w", "", narrow, narrow, update / 2, grain)
     assert not judged_by_digest(0, "update", known, half, Rule()).passed
 
 

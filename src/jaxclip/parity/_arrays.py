@@ -92,6 +92,11 @@ def differences(yardstick: Array, other: Array) -> tuple[Array, Array]:
     return np.where(infinite, np.inf, absolute), np.where(infinite, np.inf, relative)
 
 
+def unfilled(array: Any) -> Array:
+    """An array of zeros of the shape and dtype of another, which takes no memory."""
+    return np.broadcast_to(np.zeros((), array.dtype), array.shape)
+
+
 def widened(array: Array) -> Array:
     """The array in float64, or in complex128 if it is complex."""
     return array.astype(np.complex128 if np.iscomplexobj(array) else np.float64)

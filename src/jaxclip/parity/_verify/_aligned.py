@@ -1,6 +1,6 @@
 """What is asked of an alignment, of whichever framework the recording is."""
 
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Collection, Mapping, Sequence
 from typing import Any, Protocol
 
 import numpy as np
@@ -71,6 +71,15 @@ class Aligned(Protocol):
 
     def replaced(self, tree: Any, arrays: Arrays, cast: Cast) -> Any:
         """Return a tree like the parameters, with the recorded arrays put in."""
+        ...
+
+    def without(self, tree: Any, names: Collection[str]) -> Any:
+        """Return a tree like the parameters, with nothing in the place of some.
+
+        Args:
+            tree: The tree.
+            names: The recorded names of what is left out.
+        """
         ...
 
     def activations(

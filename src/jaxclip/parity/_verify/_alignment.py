@@ -4,7 +4,8 @@ All is compared under torch's names and in torch's layout, which are those of th
 recording, and which the user of torch sees.
 """
 
-from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+import itertools
+from collections.abc import Callable, Collection, Iterable, Iterator, Mapping, Sequence
 from typing import Any, NamedTuple
 
 import jax
@@ -20,6 +21,7 @@ from jaxclip.convert._optimizers.collecting import Collecting
 from jaxclip.convert._optimizers.layout import Layout
 from jaxclip.convert._rules import layouts
 from jaxclip.convert._targets.tree import tree_path
+from jaxclip.parity._arrays import unfilled
 from jaxclip.parity._trace._records import Run
 from jaxclip.parity._trace._step import Step
 from jaxclip.parity._verify._capture import Calls
@@ -182,6 +184,23 @@ class Alignment:
 
         def put(path: Any, old: Any) -> Any:
             return values.get((*prefix, *tree_path(path)), old)
+
+        return jax.tree_util.tree_map_with_path(put, tree)
+
+    def without(self, tree: Any, names: Collection[str]) -> Any:
+        """Return a tree like the parameters, with nothing in the place of some."""
+        aliases = (self._aliases.get(name, ()) for name in names)
+        known = {*names, *itertools.chain.from_iterable(aliases)} - self._computed
+        emptied = {
+            leaf.path
+            for entry in self.weights.parameters().entries
+            if {*entry.names} <= known
+            for leaf in entry.leaves
+        }
+        prefix = self._model.prefix
+
+        def put(path: Any, old: Any) -> Any:
+            return unfilled(old) if (*prefix, *tree_path(path)) in emptied else old
 
         return jax.tree_util.tree_map_with_path(put, tree)
 

@@ -2,11 +2,11 @@
 
 import dataclasses
 import math
-from collections.abc import Callable, Collection, Iterable, Mapping, Sequence
+from collections.abc import Callable, Collection, Iterable, Iterator, Mapping
 from dataclasses import dataclass, field
+from functools import partial
 from typing import Any
 
-import jax.numpy as jnp
 import numpy as np
 
 from jaxclip.parity._comparison import Leaf
@@ -26,7 +26,7 @@ from jaxclip.parity._verify._results import (
     refused,
 )
 from jaxclip.parity._verify._samples import Rule, Sample, is_float
-from jaxclip.parity._verify._sides import Side
+from jaxclip.parity._verify._sides import Bench, Sides
 from jaxclip.parity._verify._words import Words, words_for
 
 Array = np.ndarray[Any, Any]
@@ -34,34 +34,70 @@ Arrays = Mapping[Any, Array]
 
 NO_TOLERANCE = "recorded as a digest, which has no elements to hold a tolerance against"
 
-_KEPT = ("total norm", "optimizer state")
-"""Stages of what is only kept, in which a port may keep more digits than torch."""
-
 _NO_WEIGHTS = ("output", "loss", "total norm")
 """Stages whose arrays are not shaped as the weights are."""
 
 
 @dataclass(frozen=True)
+class Part:
+    """Some stages of a step, compared.
+
+    Attributes:
+        stages: What was found of them.
+        pictured: How the first tensor that differs does, by its stage and name; empty
+            if its values cannot be held side by side.
+    """
+
+    stages: list[StageResult]
+    pictured: Mapping[tuple[str, str], Difference]
+
+    @property
+    def picture(self) -> Difference | None:
+        """How the first tensor that differs does, if that can be shown."""
+        return self.pictured.get(first_of(self.stages))
+
+
+@dataclass(frozen=True)
 class Assembly:
-    """A step on all sides.
+    """A part of a step on all sides.
 
     Attributes:
         step: As torch recorded it.
         run: What holds for the recorded run.
-        narrow: As the port computes it in the recorded dtype, in several draws.
-        wide: As the port computes it in float64.
-        alignment: Which array is which.
+        sides: As the port computes it.
+        bench: What it took to compute it.
         rule: By how much they may differ.
         failing: What differs, by stage and name.
     """
 
     step: Step
     run: Run
-    narrow: Sequence[Side]
-    wide: Side
-    alignment: Aligned
+    sides: Sides[Any]
+    bench: Bench
     rule: Rule
     failing: dict[tuple[str, str], Sample] = field(default_factory=dict, init=False)
+
+    def stages(self) -> Iterator[StageResult]:
+        """Compare stage after stage."""
+        raise NotImplementedError
+
+    def part(self) -> Part:
+        """Compare the stages, and picture the first tensor that differs."""
+        stages = [*self.stages()]
+        first = first_of(stages)
+        sample = self.failing.get(first)
+        picture = None if sample is None else pictured(sample, self.rule)
+        return Part(stages, {} if picture is None else {first: picture})
+
+    @property
+    def wide(self) -> Any:
+        """The part as the port computes it in float64."""
+        return self.sides.wide
+
+    @property
+    def alignment(self) -> Aligned:
+        """Which array is which."""
+        return self.bench.alignment
 
     @property
     def words(self) -> Words:
@@ -76,6 +112,21 @@ class Assembly:
         names = sorted(found, key=lambda n: order.get(_parameter(stage, n), last))
         return {name: found[name] for name in names}
 
+    def frozen(self) -> dict[str, str]:
+        """Say of which parameters no gradients are compared, and why."""
+        why = f"takes no gradient in {self.words.recorded}"
+        return dict.fromkeys(self.run.frozen, why)
+
+    def with_absent(self, stage: str, grads: Arrays) -> dict[str, Array | Known]:
+        """Give the parameters that torch has no gradient of one of zeros."""
+        found = self.recorded(stage, grads)
+        if not found:
+            return {}
+        return {
+            name: found[name] if name in found else np.zeros_like(param)
+            for name, param in self.step.params.items()
+        }
+
     def absent(self, stage: str) -> str:
         """Say why a recording has nothing of a stage."""
         kept = RECORDED_AS[stage] in self.run.keep
@@ -85,7 +136,7 @@ class Assembly:
         self,
         stage: str,
         recorded: Mapping[str, Array | Known],
-        own: Callable[[Side], Mapping[str, Any]],
+        own: Callable[[Any], Mapping[Any, Any]],
         reasons: Mapping[str, str] | None = None,
         notes: Iterable[str] = (),
         grains: Arrays | None = None,
@@ -105,9 +156,9 @@ class Assembly:
         """
         tensors: list[TensorResult] = []
         left = []
-        started = own_gradients(self.step, stage, clips=self.clips)
+        started = own_gradients(self.step, stage, clips=self.bench.clips)
+        found = own(self.wide)
         for name, array in recorded.items():
-            found = own(self.wide)
             module = ""
             if stage not in _NO_WEIGHTS:
                 module = _parameter(stage, name).rpartition(".")[0]
@@ -125,11 +176,11 @@ class Assembly:
                 known: Any = array
                 tensors.append(self.missing(stage, name, torch=known, module=module))
             else:
-                narrow = [own(side)[name] for side in self.narrow]
-                grain = (grains or {}).get(name)
                 own_start = _parameter(stage, name) in started
                 result = self.judged(
-                    *(stage, name, module, array, narrow, found[name], grain),
+                    *(stage, name, module, array),
+                    partial(_named, own=own, name=name),
+                    grain=(grains or {}).get(name),
                     own_start=own_start,
                 )
                 if DROWNED in result.detail and own_start:
@@ -140,21 +191,15 @@ class Assembly:
             left.append(NotCompared("", self.absent(stage)))
         return self.stage(stage, tensors, left, [*notes, *remark(started)])
 
-    @property
-    def clips(self) -> bool:
-        """Whether the port's clip is given apart."""
-        return self.wide.clipped is not None
-
     def judged(
         self,
         stage: str,
         name: str,
         module: str,
         torch: Array | Known,
-        narrow: Sequence[Array],
-        wide: Array,
-        grain: Array | None = None,
+        own: Callable[[Any], Any],
         *,
+        grain: Array | None = None,
         own_start: bool = False,
     ) -> TensorResult:
         """Judge an array by all sides of it.
@@ -164,8 +209,7 @@ class Assembly:
             name: What to call it.
             module: The module that it belongs to.
             torch: As recorded, or what is known of it.
-            narrow: As the port computes it in the recorded dtype.
-            wide: The same in float64.
+            own: Takes the port's from a side, or its error.
             grain: By how much its elements may differ besides.
             own_start: Whether the port started from other gradients than torch did, so
                 that torch's digits are no measure for its.
@@ -173,24 +217,21 @@ class Assembly:
         rule = self.rule
         if own_start:
             rule = dataclasses.replace(rule, port_factor=math.inf)
-        if stage in _KEPT:
-            narrow = [_rounded(torch.dtype, array) for array in narrow]
-        *few, exact = [_as(torch.dtype, array) for array in (*narrow, wide)]
-        called = name or "output"
+        sides = self.sides
+        narrow, wide = (
+            _as(torch.dtype, own(side)) for side in (sides.narrow, sides.wide)
+        )
+        called, draws = name or "output", tuple(map(own, sides.draws))
+        given = narrow, wide, grain, self.words, draws
         if isinstance(torch, Known):
-            stand_in = exact if torch.dtype == np.float64 else few[0]
-            sample = Sample(called, module, stand_in, (*few,), exact, grain, self.words)
+            stand_in = wide if torch.dtype == np.float64 else narrow
+            sample = Sample(called, module, stand_in, *given)
             return judged_by_digest(self.step.number, stage, torch, sample, rule)
-        sample = Sample(called, module, torch, (*few,), exact, grain, self.words)
+        sample = Sample(called, module, torch, *given)
         result = judged(self.step.number, stage, sample, rule)
         if not result.passed:
             self.failing[stage, result.name] = sample
         return result
-
-    def difference(self, result: TensorResult) -> Difference | None:
-        """Draw how a tensor differs, if its values could be compared."""
-        sample = self.failing.get((result.stage, result.name))
-        return None if sample is None else pictured(sample, self.rule)
 
     def missing(
         self,
@@ -223,6 +264,16 @@ class Assembly:
         return StageResult(self.step.number, stage, (*tensors,), (*left,), tuple(notes))
 
 
+def first_of(stages: Iterable[StageResult]) -> tuple[str, str]:
+    """Return stage and name of the first tensor that differs, empty if none does."""
+    failures = ((t.stage, t.name) for stage in stages for t in stage.failures)
+    return next(failures, ("", ""))
+
+
+def _named(side: Any, own: Callable[[Any], Mapping[Any, Any]], name: str) -> Any:
+    return own(side)[name]
+
+
 def _parameter(stage: str, name: str) -> str:
     """Return the parameter of which a tensor is."""
     return name.rpartition("/")[0] if stage == "optimizer state" else name
@@ -233,10 +284,3 @@ def _as(dtype: Any, array: Array) -> Array:
     both = np.issubdtype(dtype, np.integer) and np.issubdtype(array.dtype, np.integer)
     counts = array.ndim == 0 and not is_float(array)
     return array.astype(dtype) if both or counts else array
-
-
-def _rounded(dtype: Any, array: Array) -> Array:
-    """Return what a port keeps in float32 in the narrower dtype of torch's."""
-    both = jnp.issubdtype(dtype, jnp.floating) and is_float(array)
-    wider = both and dtype.itemsize < 4 and array.dtype == np.float32
-    return array.astype(dtype) if wider else array

@@ -23,6 +23,7 @@ from jaxclip.parity._trace._digest import (
     digest,
     project,
 )
+from jaxclip.parity._verify._errors import block_norms
 from jaxclip.parity._verify._known import Known
 from jaxclip.parity._verify._results import TensorResult
 from jaxclip.parity._verify._samples import (
@@ -111,7 +112,7 @@ def _exact(leaf: Leaf, torch: Known, sample: Sample) -> TensorComparison:
     """Judge what does not round."""
     apart = np.abs(torch.projections - digest(sample.torch).projections)
     passed = bool(
-        (apart <= _ROUNDING * _block_norms(widened(sample.torch))[:, None]).all()
+        (apart <= _ROUNDING * block_norms(widened(sample.torch))[:, None]).all()
     )
     verdict = "equal" if passed else f"differs, and {torch.dtype} does not round"
     return dataclasses.replace(
@@ -132,32 +133,35 @@ class _Measured:
 
     def __init__(self, torch: Known, sample: Sample, rule: Rule) -> None:
         """Measure them."""
-        sides = *sample.narrow, sample.wide
-        self.finite = np.logical_and.reduce([np.isfinite(side) for side in sides])
+        self.finite = np.isfinite(sample.narrow) & np.isfinite(sample.wide)
         if not self.finite.all():  # a digest takes the others for zeros
             sample = dataclasses.replace(
                 sample,
-                narrow=tuple(np.where(self.finite, a, 0) for a in sample.narrow),
+                narrow=np.where(self.finite, sample.narrow, 0),
                 wide=np.where(self.finite, sample.wide, 0),
             )
         self.torch, self.wide = torch, widened(sample.wide)
         self.words, self.port_factor = sample.words, rule.port_factor
         self.factor = rule.allowed(sample)
         self.noise = noise_of(sample, np.ones(sample.wide.shape, bool))
-        errors = [widened(array) - self.wide for array in sample.narrow]
-        [exact, *projected] = project([self.wide, *errors])
+        error = widened(sample.narrow) - self.wide
+        [exact, projected] = project([self.wide, error])
         self.apart = torch.projections - exact
         shrunk = float(jnp.finfo(torch.dtype).eps)
-        shrunk /= float(jnp.finfo(sample.narrow[0].dtype).eps)
+        shrunk /= float(jnp.finfo(sample.narrow.dtype).eps)
         share = shrunk * (1 + FEW / min(self.wide.size, BLOCKS * DRAWS))
-        rounded = _block_norms(self.wide)
+        rounded = block_norms(self.wide)
         if torch.subtrahend is not None:
-            rounded = rounded + _block_norms(torch.subtrahend)
-        floor = np.maximum(_block_norms(floor_of(sample)), _ROUNDING * rounded)
+            rounded = rounded + block_norms(torch.subtrahend)
+        floor = np.maximum(block_norms(floor_of(sample)), _ROUNDING * rounded)
         # A projection may be small by chance; what is expected of its square is the
         # error's.
-        blocks = [_block_norms(error) for error in errors]
-        both = [*zip(projected, blocks, strict=True)]
+        both = [(projected, block_norms(error))]
+        both += (
+            (draw.sketch.projections, draw.sketch.blocks)
+            for draw in sample.draws
+            if draw.sketch is not None
+        )
         self.floor_norm = _ROOT * l2(floor)
         self.norm = max(
             self.floor_norm, *(share * max(l2(p), _ROOT * l2(b)) for p, b in both)
@@ -165,8 +169,8 @@ class _Measured:
         self.peak = max(
             _TAIL * peak(floor), *(share * max(peak(p), peak(b)) for p, b in both)
         )
-        self.port_error = 0.0 if sample.is_wide else l2(errors[0])
-        self.port_apart = self.apart if sample.is_wide else self.apart - projected[0]
+        self.port_error = 0.0 if sample.is_wide else l2(error)
+        self.port_apart = self.apart if sample.is_wide else self.apart - projected
 
     def judged(self, leaf: Leaf) -> tuple[TensorComparison, dict[str, Any]]:
         """Judge the array, and measure it for the report."""
@@ -269,13 +273,6 @@ class _Measured:
             where = block_of(self.wide.size, int(wrong[0]))
             return f"the elements [{where.start}:{where.stop}] of the flat array differ"
         return ""
-
-
-def _block_norms(array: Array) -> Array:
-    """Return the L2 norm of each block."""
-    flat = np.ascontiguousarray(array).reshape(-1)
-    blocks = (flat[block_of(flat.size, index)] for index in range(BLOCKS))
-    return np.asarray([l2(block) if block.size else 0.0 for block in blocks])
 
 
 def _over(part: float, scale: float) -> float:

@@ -1,16 +1,17 @@
 """Whether what differs in a step is explained by kinks, and what is left if not."""
 
 import dataclasses
-import math
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Mapping, Sequence
+from typing import Any
 
 import numpy as np
 
 from jaxclip.parity._arrays import Array, widened
-from jaxclip.parity._noise import l2
 from jaxclip.parity._trace._records import Run
 from jaxclip.parity._trace._step import Step
 from jaxclip.parity._verify._alignment import Place
+from jaxclip.parity._verify._assembly import Part
+from jaxclip.parity._verify._errors import Error
 from jaxclip.parity._verify._kinks import (
     MOST,
     Kink,
@@ -21,13 +22,12 @@ from jaxclip.parity._verify._kinks import (
     named,
     near,
 )
-from jaxclip.parity._verify._precision import change_of, coarsest
 from jaxclip.parity._verify._replay import Masks
 from jaxclip.parity._verify._results import StageResult, TensorResult
 from jaxclip.parity._verify._runs import Precision
 from jaxclip.parity._verify._samples import Rule
-from jaxclip.parity._verify._sides import Bench, Side
-from jaxclip.parity._verify._stages import Comparing
+from jaxclip.parity._verify._sides import Bench, Called, Sides
+from jaxclip.parity._verify._stages import Comparing, Lefts, joined
 from jaxclip.parity._verify._watching import Move, Site, Watched
 
 FORWARD = ("activations", "output", "loss", "gradients", "buffers after")
@@ -46,37 +46,33 @@ Key = tuple[str, str]
 
 
 def explained(
-    step: Step, run: Run, bench: Bench, rule: Rule, draws: int
-) -> tuple[Comparing, list[StageResult]]:
+    step: Step, run: Run, bench: Bench, watched: Watched, rule: Rule, draws: int
+) -> Part:
     """Compare the stages of a step; where kinks part the two, see what is left.
 
     Args:
         step: The step.
         run: What holds for the recorded run.
         bench: What it takes to compute it.
+        watched: Its runs, in which elements can be moved.
         rule: By how much tensors may differ.
         draws: In how many runs what the port is given is changed.
-
-    Returns:
-        The step on all sides as they are, and the stages, compared.
     """
-    plain, double = Precision(False), Precision(True)
-    narrow = [bench.side(step, plain)]
-    change = change_of(coarsest(bench.runs.dtypes))
-    changed = [Precision(False, draw, change) for draw in range(1, draws + 1)]
-    narrow += (bench.side(step, precision) for precision in changed)
-    wide = bench.side(step, double)
-    if change:  # What torch keeps in float32 may be near the truth by luck.
-        rule = dataclasses.replace(rule, port_factor=math.inf)
-    comparing = Comparing(step, run, narrow, wide, bench.alignment, rule)
-    compared = [*comparing.stages()]
-    suspicious = bool(_failed(compared)) or _apart(narrow, wide)
+    comparing = Comparing(step, run, bench, rule, draws)
+    called, lefts = _called(comparing, watched)
+    return joined((called, comparing.stepped(lefts).part()))
+
+
+def _called(comparing: Comparing, watched: Watched) -> tuple[Part, Lefts]:
+    """Compare what comes of calling the loss function."""
+    sides = comparing.call()
+    part, lefts = comparing.called(sides).part(), comparing.lefts(sides)
+    suspicious = bool(_failed(part.stages)) or _apart(sides)
     # In few bits kinks are crossed everywhere, and are part of the noise.
-    if rule.rtol is not None or not suspicious or change:
-        return comparing, compared
-    runs, sides = [double, plain, *changed], [wide, *narrow]
-    search = _Search(step, run, bench, rule, runs, sides)
-    return comparing, search.result(compared)
+    if comparing.rule.rtol is not None or not suspicious or comparing.bench.coarse:
+        return part, lefts
+    search = _Search(comparing, watched, sides.wide.activations)
+    return search.result(part, lefts)
 
 
 def _failed(stages: Iterable[StageResult]) -> list[TensorResult]:
@@ -85,13 +81,14 @@ def _failed(stages: Iterable[StageResult]) -> list[TensorResult]:
     return [tensor for failures in found for tensor in failures]
 
 
-def _apart(narrow: Sequence[Side], wide: Side) -> bool:
+def _apart(sides: Sides[Called]) -> bool:
     """Say whether one of the port's runs is much further off than another."""
-    for name, exact in wide.grads.items():
-        if exact.size < _FEW or len(narrow) < 2:
+    for name, exact in sides.wide.grads.items():
+        if exact.size < _FEW or not sides.draws:
             continue
-        with np.errstate(invalid="ignore"):
-            errors = [l2(widened(side.grads[name]) - exact) for side in narrow]
+        own = Error.of(sides.narrow.grads[name], exact)
+        drawn: list[Any] = [side.grads[name] for side in sides.draws]
+        errors = [error.norm for error in (own, *drawn)]
         if max(errors) > APART * min(errors) > 0:
             return True
     return False
@@ -101,33 +98,26 @@ class _Search:
     """The search for kinks that explain a step.
 
     Args:
-        step: The step.
-        run: What holds for the recorded run.
-        bench: What it takes to compute it.
-        rule: By how much tensors may differ.
-        runs: How the port computes it: in float64, and then in the recorded dtype.
-        sides: The step as it does.
+        comparing: The step.
+        watched: The runs of the port, in which elements can be moved.
+        activations: What its modules returned in float64.
     """
 
     def __init__(
-        self,
-        step: Step,
-        run: Run,
-        bench: Bench,
-        rule: Rule,
-        runs: Sequence[Precision],
-        sides: Sequence[Side],
+        self, comparing: Comparing, watched: Watched, activations: Mapping[Place, Array]
     ) -> None:
         """See where the port decides."""
-        self._step, self._run, self._rule, self._runs = step, run, rule, runs
-        self._watched = Watched(bench.runs)
-        self._bench = dataclasses.replace(bench, runs=self._watched)
-        self._sides = sides
-        made = [[*self._decided(precision)] for precision in runs]
+        self._comparing, self._step = comparing, comparing.step
+        self._watched, self._wide_activations = watched, activations
+        self._bench = dataclasses.replace(comparing.bench, runs=watched)
+        plain, double, *changed = comparing.bench.precisions(comparing.draws)
+        self._runs = [double, plain, *changed]
+        made = [[*self._decided(precision)] for precision in self._runs]
         self._wide, *narrow = made
         # Only a recording in float64 is compared in it; its noise is scaled.
-        self._double = any(a.dtype == np.float64 for a in step.params.values())
-        self._near = near(self._wide, narrow, rule.factor, self._double) or []
+        self._double = any(a.dtype == np.float64 for a in self._step.params.values())
+        factor = comparing.rule.factor
+        self._near = near(self._wide, narrow, factor, self._double) or []
         self._near = [self._as_recorded(kink) for kink in self._near]
         self._tied = [kink for kink in self._near if kink.tied][:MOST]
         self._watched.watch(kink.site for kink in self._near)
@@ -143,7 +133,7 @@ class _Search:
 
     def _activations(self) -> list[tuple[Place, Array, Array]]:
         """Return what modules returned, in torch and in the port in float64."""
-        wide = self._sides[0].activations
+        wide = self._wide_activations
         places = {
             Place(each.module, each.call, each.output): each
             for each in self._step.activations
@@ -163,76 +153,87 @@ class _Search:
             masks = Masks.of(self._step.masks)
             return self._watched.sites(variables, batch, masks, precision)
 
-    def result(self, compared: list[StageResult]) -> list[StageResult]:
-        """Return the comparison with torch's side of every kink, if they explain it."""
+    def result(self, part: Part, lefts: Lefts) -> tuple[Part, Lefts]:
+        """Return the comparison with torch's side of every kink, if they explain it.
+
+        Args:
+            part: The comparison as it is.
+            lefts: What the recording lacks of the gradients there.
+        """
         rounded = [kink for kink in self._near if not kink.tied]
         tied = self._tied
         if len(rounded) > MOST:
-            return _noted(compared, len(rounded))
+            return _with(part, _noted(part.stages, len(rounded))), lefts
         if not self._near:
-            return compared
+            return part, lefts
         pins = [kink.back for kink in rounded]
-        pinned = self._compared(pins)
-        failed = _failed(pinned)
+        pinned, own = self._compared(pins)
+        failed = _failed(pinned.stages)
         if not failed:
             # One that is on the kink itself in float64 was put on a side: torch's.
             on_it = [kink for kink in rounded if not kink.distance]
-            return self._excused(pinned, on_it) if _failed(compared) else pinned
+            excused = _failed(part.stages)
+            return (self._excused(pinned, on_it) if excused else pinned), own
         recorded = _recorded(self._step)
-        base = _by_key(self._side(0, pins))
+        base = _by_key(self._called(self._runs[0], pins))
         if not all(_numbers(recorded, base, tensor) for tensor in failed):
-            return pinned
+            return pinned, own
         start = _fitted(base, failed)
         residual = _fitted(recorded, failed) - start
 
         def effect(moves: Sequence[Move]) -> Array:
-            side = self._side(0, moves)
-            return _fitted(_by_key(side), failed) - start
+            called = self._called(self._runs[0], moves)
+            return _fitted(_by_key(called), failed) - start
 
         effects = [effect(_across(rounded, [n])) for n in range(len(rounded))]
         chosen = flipped(residual, effects)
         if chosen:
-            found = self._compared(_across(rounded, chosen))
-            if not _failed(found):
-                return self._excused(found, [rounded[n] for n in chosen])
+            found, theirs = self._compared(_across(rounded, chosen))
+            if not _failed(found.stages):
+                return self._excused(found, [rounded[n] for n in chosen]), theirs
         moves = [move for kink in tied for move in (kink.across, kink.opposite)]
         effects += [effect([*pins, move]) for move in moves]
         shares = defined_otherwise(residual, effects)
         guilty = {(n - len(rounded)) // 2 for n in shares if n >= len(rounded)}
         if not guilty:
-            return pinned
+            return pinned, own
         hint = "; ".join(advised(self._wide, [tied[n] for n in sorted(guilty)]))
-        return _hinted(pinned, hint)
+        return _with(pinned, _hinted(pinned.stages, hint)), own
 
-    def _compared(self, moves: Sequence[Move]) -> list[StageResult]:
+    def _compared(self, moves: Sequence[Move]) -> tuple[Part, Lefts]:
         """Compare the step with elements moved, in all runs of the port."""
-        wide = self._side(0, moves)
-        narrow = [*self._sides[1:]]
-        if not self._double:  # Otherwise they are there for their noise alone.
-            narrow = [self._side(run, moves) for run in range(1, len(self._runs))]
-        alignment = self._bench.alignment
-        sides = self._step, self._run, narrow, wide, alignment, self._rule
-        return [*Comparing(*sides).stages()]
 
-    def _side(self, run: int, moves: Sequence[Move]) -> Side:
+        def called(precision: Precision) -> Called:
+            if self._double and not precision.wide:  # it is there for its noise alone
+                return self._comparing.bench.called(self._step, precision)
+            return self._called(precision, moves)
+
+        sides = self._comparing.call(called)
+        comparing = self._comparing
+        return comparing.called(sides).part(), comparing.lefts(sides)
+
+    def _called(self, precision: Precision, moves: Sequence[Move]) -> Called:
         moved = {(move.site, move.index) for move in moves}
-        held = (kink.held(run) for kink in self._tied)
+        held = (kink.held(self._runs.index(precision)) for kink in self._tied)
         rest = [m for m in held if m is not None and (m.site, m.index) not in moved]
         self._watched.moving([*moves, *rest])
-        return self._bench.side(self._step, self._runs[run])
+        return self._bench.called(self._step, precision)
 
-    def _excused(
-        self, found: list[StageResult], kinks: Sequence[Kink]
-    ) -> list[StageResult]:
+    def _excused(self, part: Part, kinks: Sequence[Kink]) -> Part:
         """Name the kinks in the stage of the gradients."""
         activations = self._activations()
         names = tuple(named(self._wide[kink.site], kink, activations) for kink in kinks)
-        return [
+        stages = [
             dataclasses.replace(stage, kinks=names)
             if stage.stage == "gradients"
             else stage
-            for stage in found
+            for stage in part.stages
         ]
+        return _with(part, stages)
+
+
+def _with(part: Part, stages: list[StageResult]) -> Part:
+    return dataclasses.replace(part, stages=stages)
 
 
 def _across(kinks: Sequence[Kink], chosen: Sequence[int]) -> list[Move]:
@@ -240,7 +241,7 @@ def _across(kinks: Sequence[Kink], chosen: Sequence[int]) -> list[Move]:
     return [kink.across if n in chosen else kink.back for n, kink in enumerate(kinks)]
 
 
-def _by_key(side: Side) -> dict[Key, Array]:
+def _by_key(side: Called) -> dict[Key, Array]:
     """Return what a side has of the stages that kinks change."""
     return {
         **{("activations", str(place)): a for place, a in side.activations.items()},

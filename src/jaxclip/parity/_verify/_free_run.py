@@ -184,7 +184,7 @@ def _compared(
     for name in names:
         torch = after[name]
         stand_in = np.zeros(torch.shape, torch.dtype)
-        sample = Sample(name, "", stand_in, (narrow[name],), wide[name])
+        sample = Sample(name, "", stand_in, narrow[name], wide[name])
         scale = noise_of(sample, np.ones(torch.shape, bool)).norm
         ratios[name] = _distance(wide[name], torch) / scale
     in_float64 = all(array.dtype == np.float64 for array in after.values())

@@ -1,6 +1,6 @@
 """A JAX recording's arrays as a port has them: other names at most, never layouts."""
 
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Collection, Iterable, Mapping, Sequence
 from typing import Any
 
 import jax
@@ -11,7 +11,7 @@ from flax import nnx
 from jaxclip.convert import ConversionError
 from jaxclip.convert._errors import nearest
 from jaxclip.convert._names import Rename, target_names
-from jaxclip.parity._arrays import as_array
+from jaxclip.parity._arrays import as_array, unfilled
 from jaxclip.parity._jax._names import (
     LeafPath,
     from_array,
@@ -168,6 +168,14 @@ class JaxAlignment:
     def replaced(self, tree: Any, arrays: Arrays, cast: Cast) -> Any:
         """Return a tree like the parameters, with the recorded arrays put in."""
         return _filled(tree, self._trained, arrays, cast)
+
+    def without(self, tree: Any, names: Collection[str]) -> Any:
+        """Return a tree like the parameters, with nothing in the place of some."""
+
+        def put(keys: Any, old: Any) -> Any:
+            return unfilled(old) if self._trained.get(path_of(keys)) in names else old
+
+        return jax.tree_util.tree_map_with_path(put, tree)
 
     def activations(
         self, calls: Calls, order: Sequence[Place]

@@ -78,6 +78,12 @@ def found_in(step: Step, stage: str, arrays: Mapping[str, Array]) -> dict[str, A
     return {**arrays, **{n: read(d) for n, d in step.digests.get(stage, {}).items()}}
 
 
+def digested(step: Step, stage: str) -> list[str]:
+    """Name the arrays of a stage of which a digest is all that is known."""
+    found = found_in(step, stage, {})
+    return [name for name, array in found.items() if isinstance(array, Known)]
+
+
 def read(held: Digest) -> Array | Known:
     """Return the array, if its digest tells all of it, or what is known of it."""
     array = whole(held)

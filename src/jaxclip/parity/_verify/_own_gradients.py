@@ -7,15 +7,16 @@ is anything.
 """
 
 from collections.abc import Sequence
+from typing import Any
 
 import numpy as np
 
 from jaxclip.parity._arrays import Array, widened
 from jaxclip.parity._noise import l2
 from jaxclip.parity._trace._step import Step
-from jaxclip.parity._verify._known import Known, found_in
+from jaxclip.parity._verify._known import digested
 from jaxclip.parity._verify._samples import Rule, Sample, noise_of
-from jaxclip.parity._verify._sides import Side
+from jaxclip.parity._verify._sides import Sides, Stepped
 
 _STARTS_FROM = {
     "total norm": "grads",
@@ -43,8 +44,7 @@ def own_gradients(step: Step, stage: str, *, clips: bool) -> list[str]:
     start = _STARTS_FROM.get(stage)
     if start is None:
         return []
-    found = found_in(step, start if clips else "grads", {})
-    return [name for name, array in found.items() if isinstance(array, Known)]
+    return digested(step, start if clips else "grads")
 
 
 def remark(names: Sequence[str]) -> list[str]:
@@ -57,21 +57,22 @@ def remark(names: Sequence[str]) -> list[str]:
     ]
 
 
-def grain_of(name: str, narrow: Sequence[Side], wide: Side, rule: Rule) -> Array:
+def grain_of(name: str, sides: Sides[Stepped], rule: Rule) -> Array:
     """Return by how much an update may change where its gradient may be of any sign.
 
     Args:
         name: The parameter.
-        narrow: The port in the recorded dtype.
-        wide: The port in float64.
+        sides: The step as the port computes it.
         rule: By how much tensors may differ.
     """
-    gradients = [side.used[name] for side in narrow]
-    sample = Sample(name, "", gradients[0], (*gradients,), wide.used[name])
+    narrow, wide = sides.narrow, sides.wide
+    draws: Any = tuple(side.own[name] for side in sides.draws)  # errors, not arrays
+    own = narrow.own[name]
+    sample = Sample(name, "", own, own, wide.own[name], draws=draws)
     noise = noise_of(sample, np.ones(sample.wide.shape, bool))
     doubtful = np.abs(widened(sample.wide)) <= rule.factor * noise.peak
-    updates = [np.abs(widened(side.update[name])) for side in (*narrow, wide)]
-    return np.where(doubtful, 2 * np.maximum.reduce(updates), 0.0)
+    moved = [widened(side.moved[name]) for side in (wide, narrow, *sides.draws)]
+    return np.where(doubtful, 2 * np.maximum.reduce(moved), 0.0)
 
 
 def is_blind(grain: Array, wide: Array, rule: Rule) -> bool:

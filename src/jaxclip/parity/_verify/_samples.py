@@ -10,6 +10,7 @@ import numpy as np
 from jaxclip.parity._arrays import Array, widened
 from jaxclip.parity._comparison import Leaf, TensorComparison
 from jaxclip.parity._noise import l2, noise_dtypes, peak, rounded_elements, tolerance
+from jaxclip.parity._verify._errors import Error
 from jaxclip.parity._verify._words import TORCH, Words
 
 FLOOR_ULPS = 4.0
@@ -47,20 +48,23 @@ class Sample:
         module: The path of the torch module that it belongs to; "" is the model.
         torch: As recorded.
         narrow: As the port computes it in the recorded dtype, or in float32 if that is
-            float64: once as it is, and then with what it is given changed by an ulp.
+            float64.
         wide: As the port computes it in float64.
         grain: To what each element was rounded besides, in absolute terms: a difference
             of parameters is as coarse as the parameters.
         words: What the two sides are called.
+        draws: How far the port is from float64 with what it is given changed by an
+            ulp, for each draw of that.
     """
 
     name: str
     module: str
     torch: Array
-    narrow: tuple[Array, ...]
+    narrow: Array
     wide: Array
     grain: Array | None = None
     words: Words = TORCH
+    draws: tuple[Error, ...] = ()
 
     @property
     def leaf(self) -> Leaf:
@@ -76,7 +80,7 @@ class Sample:
     @property
     def port(self) -> Array:
         """What the port computes in the recorded dtype."""
-        return self.wide if self.is_wide else self.narrow[0]
+        return self.wide if self.is_wide else self.narrow
 
 
 @dataclass(frozen=True)
@@ -106,15 +110,16 @@ def noise_of(sample: Sample, rounded: Array) -> Noise:
     float64. For a recording in float64 it is that of its runs in float32, times the
     ratio of the two dtypes' eps.
     """
-    narrow = [widened(array[rounded]) for array in sample.narrow]
-    wide = widened(sample.wide[rounded])
-    eps, low = (float(jnp.finfo(a.dtype).eps) for a in (sample.torch, sample.narrow[0]))
+    narrow, wide = widened(sample.narrow[rounded]), widened(sample.wide[rounded])
+    eps, low = (float(jnp.finfo(a.dtype).eps) for a in (sample.torch, sample.narrow))
     shrunk = eps / low
     floor = floor_of(sample)[rounded]
-    errors = [array - wide for array in narrow]
+    own = Error(l2(narrow - wide), peak(narrow - wide))
+    errors = own, *sample.draws
     share = shrunk * (1 + FEW / wide.size)
-    vanishes = l2(wide) <= low * l2(narrow[0])
-    norm, greatest = share * max(map(l2, errors)), share * max(map(peak, errors))
+    vanishes = l2(wide) <= low * l2(narrow)
+    norm = share * max(error.norm for error in errors)
+    greatest = share * max(error.peak for error in errors)
     return Noise(
         norm=max(norm, l2(floor)),
         peak=max(greatest, peak(floor)),

@@ -188,9 +188,8 @@ def _by_noise(sample: Sample, rule: Rule) -> tuple[TensorComparison, Array]:
     problem = problem or leaf.conflict("dtype", lambda array: array.dtype)
     if problem:
         return leaf.refused(problem), np.zeros(())
-    [candidate] = sample.narrow
     backward = dataclasses.replace(
-        sample, torch=candidate, narrow=(sample.torch,), words=_BACKWARD
+        sample, torch=sample.narrow, narrow=sample.torch, words=_BACKWARD
     )
     found, allowed = rule(backward)
     if math.isnan(found.max_abs_diff):

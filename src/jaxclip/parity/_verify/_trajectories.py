@@ -249,7 +249,7 @@ class Trajectories:
             return NotCompared(name, "of another shape in the run in float64")
         wide = reference.astype(np.float64) if exact is None else exact
         sample = Sample(
-            *(shown, module, reference, (candidate,), wide, grain), words=TRACES
+            *(shown, module, reference, candidate, wide, grain), words=TRACES
         )
         result = rule.judge(number, stage, sample, drifted=drifted)
         if result is None:

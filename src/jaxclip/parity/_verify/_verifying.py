@@ -16,10 +16,11 @@ from jaxclip.parity._verify._models import read_model
 from jaxclip.parity._verify._port import Port
 from jaxclip.parity._verify._precision import coarsest, is_coarse, note
 from jaxclip.parity._verify._report import Report
-from jaxclip.parity._verify._results import StageResult, TensorResult
+from jaxclip.parity._verify._results import StageResult
 from jaxclip.parity._verify._runs import Runs
 from jaxclip.parity._verify._samples import Rule
 from jaxclip.parity._verify._sides import Bench
+from jaxclip.parity._verify._watching import Watched
 from jaxclip.parity._verify._words import words_for
 
 
@@ -131,19 +132,18 @@ def verify(
         float32_draws=opened.run.settings.get("x64") == "False",
     )
     bench = Bench(model, alignment, runs, port.clip is not None)
+    watched = Watched(runs)
     found: list[StageResult] = []
-    first_failure: TensorResult | None = None
+    failed = False
     difference: Difference | None = None
     random: set[str] = set()
     for done, index in enumerate(wanted, 1):
         step = opened[index]
-        comparing, stages = explained(step, opened.run, bench, rule, draws)
-        if first_failure is None:
-            failures = (tensor for stage in stages for tensor in stage.failures)
-            first_failure = next(failures, None)
-            if first_failure is not None:
-                difference = comparing.difference(first_failure)
-        found += stages
+        compared = explained(step, opened.run, bench, watched, rule, draws)
+        if not failed:
+            failed = any(stage.failures for stage in compared.stages)
+            difference = compared.picture
+        found += compared.stages
         random |= {*step.unexplained_draws}
         if on_step is not None:
             on_step(done, len(wanted))
