@@ -92,6 +92,11 @@ def differences(yardstick: Array, other: Array) -> tuple[Array, Array]:
     return np.where(infinite, np.inf, absolute), np.where(infinite, np.inf, relative)
 
 
+def chosen(array: Array, mask: NDArray[np.bool_]) -> Array:
+    """The elements that a mask is true for; the array itself where that is all."""
+    return array if mask.all() else array[mask]
+
+
 def unfilled(array: Any) -> Array:
     """An array of zeros of the shape and dtype of another, which takes no memory."""
     return np.broadcast_to(np.zeros((), array.dtype), array.shape)
@@ -99,4 +104,5 @@ def unfilled(array: Any) -> Array:
 
 def widened(array: Array) -> Array:
     """The array in float64, or in complex128 if it is complex."""
-    return array.astype(np.complex128 if np.iscomplexobj(array) else np.float64)
+    wide = np.complex128 if np.iscomplexobj(array) else np.float64
+    return array.astype(wide, copy=False)

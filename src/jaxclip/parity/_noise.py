@@ -365,7 +365,10 @@ def _rounds(dtype: np.dtype[Any]) -> bool:
 def l2(values: Array) -> float:
     """Return the L2 norm of an array that has an element."""
     most = peak(values)  # divided by it, no square overflows
-    return most * math.sqrt(np.sum(np.square(values / most))) if most else 0.0
+    if not most:
+        return 0.0
+    scaled = np.asarray(values / most)
+    return most * math.sqrt(np.sum(np.square(scaled, out=scaled)))
 
 
 def peak(values: Array) -> float:

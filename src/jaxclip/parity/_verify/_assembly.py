@@ -139,7 +139,7 @@ class Assembly:
         own: Callable[[Any], Mapping[Any, Any]],
         reasons: Mapping[str, str] | None = None,
         notes: Iterable[str] = (),
-        grains: Arrays | None = None,
+        grains: Callable[[str], Array | None] = lambda name: None,
         blind: Collection[str] = (),
     ) -> StageResult:
         """Compare arrays by torch's names.
@@ -150,7 +150,7 @@ class Assembly:
             own: Takes the port's from a side.
             reasons: Why some are not to be compared.
             notes: What else there is to say.
-            grains: By how much the elements may differ besides, by the same names.
+            grains: Returns by how much the elements of one may differ besides.
             blind: Of which of them noise leaves nothing, as their gradients were the
                 port's own.
         """
@@ -180,7 +180,7 @@ class Assembly:
                 result = self.judged(
                     *(stage, name, module, array),
                     partial(_named, own=own, name=name),
-                    grain=(grains or {}).get(name),
+                    grain=grains(name),
                     own_start=own_start,
                 )
                 if DROWNED in result.detail and own_start:

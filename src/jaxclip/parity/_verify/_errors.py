@@ -53,7 +53,9 @@ class Error:
         """
         finite = np.isfinite(wide)
         with np.errstate(all="ignore"):
-            apart = np.where(finite, widened(array) - widened(wide), 0.0)
+            apart = np.asarray(widened(array) - widened(wide))
+            if not finite.all():
+                apart[~finite] = 0.0
             if not apart.size:
                 return cls(0.0, 0.0)
             return cls(l2(apart), peak(apart), sketch(apart) if sketched else None)

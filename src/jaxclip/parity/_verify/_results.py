@@ -7,7 +7,7 @@ from typing import Any
 
 import numpy as np
 
-from jaxclip.parity._arrays import Array, differences, widened
+from jaxclip.parity._arrays import Array, chosen, differences, widened
 from jaxclip.parity._comparison import Leaf, TensorComparison
 from jaxclip.parity._noise import l2
 from jaxclip.parity._verify._hints import hint
@@ -248,18 +248,25 @@ def _figures(
     torch, port, wide = map(widened, (sample.torch, sample.port, sample.wide))
     apart, _ = differences(torch, port)
     finite = np.isfinite(torch) & np.isfinite(port) & np.isfinite(wide)
-    a, b, exact, d = (x[finite] for x in (torch, port, wide, apart))
-    needed = np.where(d == 0, 0.0, d / (np.abs(a) + np.max(np.abs(a), initial=0.0)))
+    a, b, exact, d = (chosen(x, finite) for x in (torch, port, wide, apart))
     return {
         "ratio": float(np.fmax(comparison.ratio, comparison.peak_ratio)),
         "mismatched": int(np.count_nonzero((apart > allowed) | ~finite & (apart != 0))),
         "relative_l2": _over(b - a, a),
         "cosine": _cosine(a, b),
-        "tolerance": float(np.max(needed, initial=0.0)) if finite.all() else math.inf,
+        "tolerance": _needed(a, d) if finite.all() else math.inf,
         "torch_error": _over(a - exact, exact),
         "port_error": _over(b - exact, exact),
         "hint": "" if comparison.passed else _hint(sample, torch, port, allowed),
     }
+
+
+def _needed(yardstick: Array, apart: Array) -> float:
+    """Return the tolerance, relative to an element and to the greatest, that passes."""
+    scale = np.abs(yardstick)
+    scale += np.max(scale, initial=0.0)
+    shares = np.divide(apart, scale, out=np.zeros_like(scale), where=apart != 0)
+    return float(np.max(shares, initial=0.0))
 
 
 def _hint(sample: Sample, torch: Array, port: Array, allowed: Array) -> str:

@@ -7,7 +7,7 @@ from typing import Any
 import jax.numpy as jnp
 import numpy as np
 
-from jaxclip.parity._arrays import Array, widened
+from jaxclip.parity._arrays import Array, chosen, widened
 from jaxclip.parity._comparison import Leaf, TensorComparison
 from jaxclip.parity._noise import l2, noise_dtypes, peak, rounded_elements, tolerance
 from jaxclip.parity._verify._errors import Error
@@ -110,11 +110,13 @@ def noise_of(sample: Sample, rounded: Array) -> Noise:
     float64. For a recording in float64 it is that of its runs in float32, times the
     ratio of the two dtypes' eps.
     """
-    narrow, wide = widened(sample.narrow[rounded]), widened(sample.wide[rounded])
+    narrow, wide = (
+        widened(chosen(array, rounded)) for array in (sample.narrow, sample.wide)
+    )
     eps, low = (float(jnp.finfo(a.dtype).eps) for a in (sample.torch, sample.narrow))
     shrunk = eps / low
-    floor = floor_of(sample)[rounded]
-    own = Error(l2(narrow - wide), peak(narrow - wide))
+    floor = chosen(floor_of(sample), rounded)
+    own = Error.of(narrow, wide)
     errors = own, *sample.draws
     share = shrunk * (1 + FEW / wide.size)
     vanishes = l2(wide) <= low * l2(narrow)
@@ -218,7 +220,7 @@ class Rule:
         noise = noise_of(sample, rounded)
         factor = self.allowed(sample)
         torch, port, wide = (
-            widened(array[rounded])
+            widened(chosen(array, rounded))
             for array in (sample.torch, sample.port, sample.wide)
         )
         recorded, candidate = sample.words

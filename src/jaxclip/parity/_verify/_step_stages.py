@@ -88,13 +88,14 @@ class StepStages(Assembly):
             if name in clipped
         ):
             share = inaccuracy(self.step.total_norm, self.wide.total_norm, grads)
+        found = self.with_absent("clipped gradients", self.step.final_grads)
+        if share == 1.0:
+            return found
         return {
             name: array.scaled(share)
             if isinstance(array, Known)
             else (array.astype(np.float64) * share).astype(array.dtype)
-            for name, array in self.with_absent(
-                "clipped gradients", self.step.final_grads
-            ).items()
+            for name, array in found.items()
         }
 
     def _update(self) -> StageResult:
@@ -109,16 +110,17 @@ class StepStages(Assembly):
             for name, array in after.items()
         }
         doubts, blind = self._doubts("update", after)
-        rounded = {name: self._half_ulps(name, array) for name, array in after.items()}
+
+        def grain(name: str) -> Array:
+            half = self._half_ulps(name, after[name])
+            return np.maximum(half, doubts[name]) if name in doubts else half
+
         return self.by_name(
             "update",
             recorded,
             lambda side: side.update,
             self._without_step(),
-            grains={
-                name: np.maximum(half, doubts.get(name, 0.0))
-                for name, half in rounded.items()
-            },
+            grains=grain,
             blind=blind,
         )
 
@@ -132,7 +134,7 @@ class StepStages(Assembly):
             after,
             lambda side: side.params,
             self._without_step(),
-            grains=doubts,
+            grains=doubts.get,
             blind=blind,
         )
 
