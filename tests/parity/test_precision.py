@@ -14,17 +14,11 @@ from jaxclip.parity import Port, record, verify
 from jaxclip.parity._verify._jaxprs import Evaluation
 from jaxclip.parity._verify._precision import Traced
 
+pytestmark = pytest.mark.usefixtures("quick_compilation")
+
+
 FEATURES, BATCH, LR, MAX_NORM = 16, 8, 0.1, 0.5
 LOW = {"bfloat16": torch.bfloat16, "float16": torch.float16}
-
-
-@pytest.fixture(autouse=True)
-def _quick_compilation():
-    """Halve the time to compile; the results are rounded like any others."""
-    before = jax.config.read("jax_disable_most_optimizations")
-    jax.config.update("jax_disable_most_optimizations", True)
-    yield
-    jax.config.update("jax_disable_most_optimizations", before)
 
 
 class Net(nn.Module):

@@ -23,21 +23,14 @@ from tests.parity.small_nets import NETS
 from tests.parity.trainings import port
 from tests.trios import BY_NAME
 
+pytestmark = pytest.mark.usefixtures("quick_compilation")
+
 SIZE = 1_000_000
 UNSEEN = "one wrong element in a million"
 """The one planted bug that no digest tells: 1e-4 of one element is too little."""
 
 EVERYTHING = 0
 """A ``digest_above`` of which all that may be a digest is one."""
-
-
-@pytest.fixture(autouse=True)
-def _quick_compilation():
-    """Halve the time to compile; the results are rounded like any others."""
-    before = jax.config.read("jax_disable_most_optimizations")
-    jax.config.update("jax_disable_most_optimizations", True)
-    yield
-    jax.config.update("jax_disable_most_optimizations", before)
 
 
 @pytest.fixture
