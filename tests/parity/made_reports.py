@@ -86,6 +86,7 @@ def hostile() -> Report:
                 *(number, "activations", (result,)),
                 (NotCompared(name, f"because {name}"),),
                 (f"note {name}",),
+                (f"kink {name}",),
             )
         )
         if not result.passed and difference is None:
@@ -152,6 +153,16 @@ def large(tensors: int = 2000, steps: int = 10, *, wrong: bool = True) -> Report
         run=run_of(paths),
         difference=pictured(bad, rule) if wrong else None,
     )
+
+
+def at_kinks(report: Report, *kinks: str) -> Report:
+    """Return a report in which rounding decided otherwise in the first gradients."""
+    first, *_ = report.of_stage("gradients")
+    stages = [
+        dataclasses.replace(stage, kinks=kinks) if stage is first else stage
+        for stage in report.stages
+    ]
+    return dataclasses.replace(report, stages=tuple(stages))
 
 
 def picture_of(torch: np.ndarray, port: np.ndarray, rule: Rule) -> Difference | None:

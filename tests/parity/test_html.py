@@ -20,7 +20,14 @@ from jaxclip.parity._html._tensors import PAGE, columns
 from jaxclip.parity._verify._results import BATCH, STAGES, StageResult, judged
 from jaxclip.parity._verify._samples import Rule
 from jaxclip.parity._verify._words import TORCH
-from tests.parity.made_reports import HOSTILE, hostile, large, run_of, sample
+from tests.parity.made_reports import (
+    HOSTILE,
+    at_kinks,
+    hostile,
+    large,
+    run_of,
+    sample,
+)
 from tests.parity.test_verify import WRONG, linear_run, make_right
 
 HTML = "{http://www.w3.org/1999/xhtml}"
@@ -120,6 +127,26 @@ def test_a_port_that_is_the_same_is_said_to_be(wrong):
     assert section(tree, "first").startswith("Nearest to the limit")
     assert not all_of(tree, "section", id="picture")
     assert report.difference is None
+
+
+def test_kinks_are_named_and_counted_in_the_verdict():
+    relu = "relu of the output of 'fc1': the element at (1, 3) is 0 in torch"
+    same = large(200, 2, wrong=False)
+    assert not all_of(parsed(same.to_html()), "section", id="kinks")
+    for kinks, counted in (((relu,), "1 kink"), ((relu, HOSTILE[0]), "2 kinks")):
+        tree = parsed(at_kinks(same, *kinks).to_html())
+        [heading] = all_of(tree, "h1")
+        assert text_of(heading) == f"Same in all that was compared, up to {counted}"
+        [link] = all_of(heading, "a")
+        assert link.get("href") == "#kinks"
+        told = section(tree, "kinks")
+        assert told.startswith("Kinks that rounding decided otherwise in the two Step")
+        for kink in kinks:
+            assert f"Step 0, gradients : {kink}" in told
+    # They excuse nothing else.
+    tree = parsed(at_kinks(large(200, 2), relu).to_html())
+    assert text_of(all_of(tree, "h1")[0]) == "Different"
+    assert relu in section(tree, "kinks")
 
 
 def test_the_stages_lead_to_their_tensors(wrong):

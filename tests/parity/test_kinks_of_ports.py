@@ -19,16 +19,10 @@ from jaxclip.parity._verify._kinks import AS_TORCH, defined_otherwise, flipped
 from jaxclip.parity._verify._precision import Traced
 from tests.kinks import KINKS
 
+pytestmark = pytest.mark.usefixtures("quick_compilation")
+
+
 LR, WIDTH, BATCH = 0.1, 6, 4
-
-
-@pytest.fixture(autouse=True)
-def _quick_compilation():
-    """Halve the time to compile; the results are rounded like any others."""
-    before = jax.config.read("jax_disable_most_optimizations")
-    jax.config.update("jax_disable_most_optimizations", True)
-    yield
-    jax.config.update("jax_disable_most_optimizations", before)
 
 
 class Net(nn.Module):

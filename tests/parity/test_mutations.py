@@ -3,7 +3,6 @@
 from collections.abc import Callable
 from pathlib import Path
 
-import jax
 import pytest
 import torch
 
@@ -12,14 +11,7 @@ from tests.parity.more_nets import NETS
 from tests.parity.mutations import MUTATIONS, Mutation, mutated
 from tests.parity.trainings import TRAININGS, port, recording
 
-
-@pytest.fixture(autouse=True)
-def _quick_compilation():
-    """Halve the time to compile; the results are rounded like any others."""
-    before = jax.config.read("jax_disable_most_optimizations")
-    jax.config.update("jax_disable_most_optimizations", True)
-    yield
-    jax.config.update("jax_disable_most_optimizations", before)
+pytestmark = pytest.mark.usefixtures("quick_compilation")
 
 
 @pytest.fixture(scope="module")

@@ -4,7 +4,6 @@ import dataclasses
 import itertools
 import re
 
-import jax
 import pytest
 import torch
 from scripts.calibrate_noise import DTYPES, KINDS, PAGE, Run, measured, render, section
@@ -15,14 +14,7 @@ from jaxclip.parity._verify._results import STAGES
 from tests.parity.recordings import OPTIMIZERS, port_of, recorded
 from tests.trios import BY_NAME
 
-
-@pytest.fixture(autouse=True)
-def _quick_compilation():
-    """Halve the time to compile; the results are rounded like any others."""
-    before = jax.config.read("jax_disable_most_optimizations")
-    jax.config.update("jax_disable_most_optimizations", True)
-    yield
-    jax.config.update("jax_disable_most_optimizations", before)
+pytestmark = pytest.mark.usefixtures("quick_compilation")
 
 
 def check(run, kinds, steps):

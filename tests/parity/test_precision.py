@@ -14,17 +14,11 @@ from jaxclip.parity import Port, record, verify
 from jaxclip.parity._verify._jaxprs import Evaluation
 from jaxclip.parity._verify._precision import Traced
 
+pytestmark = pytest.mark.usefixtures("quick_compilation")
+
+
 FEATURES, BATCH, LR, MAX_NORM = 16, 8, 0.1, 0.5
-LOW = {"bfloat16": torch.bfloat16, "float16": torch.float16}
-
-
-@pytest.fixture(autouse=True)
-def _quick_compilation():
-    """Halve the time to compile; the results are rounded like any others."""
-    before = jax.config.read("jax_disable_most_optimizations")
-    jax.config.update("jax_disable_most_optimizations", True)
-    yield
-    jax.config.update("jax_disable_most_optimizations", before)
+LOW = ("bfloat16", "float16")
 
 
 class Net(nn.Module):
@@ -52,12 +46,14 @@ class NetPort(nnx.Module):
         given = {"dtype": dtype, "param_dtype": jnp.float32, "rngs": nnx.Rngs(0)}
         self.fault = fault
         self.fc1 = nnx.Linear(FEATURES, FEATURES, **given)
-        self.norm = nnx.LayerNorm(FEATURES, epsilon=1e-5, **given)
+        eps = 1e-6 if fault == "eps of LayerNorm" else 1e-5
+        self.norm = nnx.LayerNorm(FEATURES, epsilon=eps, **given)
         self.gates = nnx.Linear(FEATURES, 2 * FEATURES, **given)
         self.fc2 = nnx.Linear(FEATURES, 4, **given)
 
     def __call__(self, x):
-        hidden = jax.nn.gelu(self.norm(self.fc1(x)), approximate=False)
+        tanh = self.fault == "tanh GELU"
+        hidden = jax.nn.gelu(self.norm(self.fc1(x)), approximate=tanh)
         value, gate = jnp.split(self.gates(hidden), 2, -1)
         if self.fault == "swapped gates":
             value, gate = gate, value
@@ -67,9 +63,9 @@ class NetPort(nnx.Module):
 
 
 def run_of(path, dtype, *, autocast, seed=0, steps=1):
-    """Record training in a low precision: all of it, or by autocast."""
+    """Record training in a precision: all of it, or by autocast."""
     torch.manual_seed(seed)
-    low = LOW[dtype]
+    low = getattr(torch, dtype)
     model = Net() if autocast else Net().to(low)
     # In float16 alone torch's Adam divides by squares that are 0.
     make = torch.optim.AdamW if autocast else torch.optim.SGD
@@ -152,6 +148,24 @@ def test_a_bug_is_found_in_few_bits(tmp_path, fault, stage, dtype, autocast):
     assert not report
     found = {first.stage for first in report.failures}
     assert stage in found or (fault == "scale" and "gradients" in found)
+
+
+@pytest.mark.parametrize(
+    ("fault", "module"), [("tanh GELU", "gates"), ("eps of LayerNorm", "norm")]
+)
+@pytest.mark.parametrize(
+    "autocast", [False, pytest.param(True, marks=pytest.mark.long)]
+)
+def test_small_bugs_are_hidden_in_few_bits_and_found_in_float32(
+    tmp_path, fault, module, autocast
+):
+    path = run_of(tmp_path / "low.trace", "bfloat16", autocast=autocast)
+    low = port_of("bfloat16", autocast=autocast, fault=fault)
+    assert verify(path, low, free_run=False)
+    path = run_of(tmp_path / "run.trace", "float32", autocast=False)
+    own = port_of("float32", autocast=False, fault=fault)
+    first = verify(path, own, free_run=False).first
+    assert (first.stage, first.module) == ("activations", module)
 
 
 # A dtype that is held to by hand.

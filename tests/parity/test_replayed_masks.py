@@ -25,14 +25,7 @@ from tests.parity.dropped_nets import (
     recording,
 )
 
-
-@pytest.fixture(autouse=True)
-def _quick_compilation():
-    """Halve the time to compile; the results are rounded like any others."""
-    before = jax.config.read("jax_disable_most_optimizations")
-    jax.config.update("jax_disable_most_optimizations", True)
-    yield
-    jax.config.update("jax_disable_most_optimizations", before)
+pytestmark = pytest.mark.usefixtures("quick_compilation")
 
 
 @pytest.fixture(scope="module")

@@ -29,6 +29,7 @@ from jaxclip.parity._trace._records import (
     StepLine,
     StepRecord,
 )
+from jaxclip.parity._trace._step import SMALL
 from jaxclip.parity._trace._writer import TraceWriter
 
 RUN = Run(
@@ -297,6 +298,40 @@ def test_damage_is_refused_with_the_name_of_the_file(damage, folder):
         edit(folder / file, change)
     with pytest.raises(TraceError, match=message):
         [*open_trace(folder)]
+
+
+def file_is_cut(path):
+    with path.open("r+b") as file:
+        length = int.from_bytes(file.read(8), "little")
+        file.truncate(8 + length)  # all of the arrays is gone
+
+
+@pytest.mark.parametrize("damage", [file_is_cut, lambda path: path.unlink()])
+def test_a_small_array_is_read_once_and_a_large_one_mapped(damage, tmp_path):
+    writer = TraceWriter(tmp_path / "run.trace", RUN)
+    small = np.arange(SMALL // 4, dtype="float32")
+    wide = np.arange(SMALL // 4 + 1, dtype="float32")
+    params = {"small": small, "large": wide, "unread": small + 1, "empty": small[:0]}
+    writer.add(record(0), arrays(0) | {"params": params})
+    writer.finish()
+    step = open_trace(tmp_path / "run.trace")[0]
+    read = step.params["small"]
+    assert step.params["small"] is read
+    assert read.base is None
+    for array in (read, step.params["large"]):
+        assert not array.flags.writeable
+    np.testing.assert_array_equal(step.params["large"], wide)
+    assert step.params["large"] is not step.params["large"]
+
+    damage(step_file := tmp_path / "run.trace" / "step-000000.safetensors")
+    np.testing.assert_array_equal(step.params["small"], small)
+    assert step.params["empty"].shape == (0,)
+    message = rf"{step_file.name}', a file of the recording, cannot be read any more: "
+    for name in ("unread", "large"):
+        with pytest.raises(TraceError, match=message):
+            step.params[name]
+    with pytest.raises(TraceError, match=message):
+        _ = step.activations[0].array
 
 
 def test_an_absurd_size_is_refused_before_memory_is_taken(folder):

@@ -22,16 +22,9 @@ from tests.parity.recordings import port_of, recorded
 from tests.parity.trainings import port, recording
 from tests.trios import BY_NAME
 
+pytestmark = pytest.mark.usefixtures("quick_compilation")
+
 LR = 0.1
-
-
-@pytest.fixture(autouse=True)
-def _quick_compilation():
-    """Halve the time to compile; the results are rounded like any others."""
-    before = jax.config.read("jax_disable_most_optimizations")
-    jax.config.update("jax_disable_most_optimizations", True)
-    yield
-    jax.config.update("jax_disable_most_optimizations", before)
 
 
 # The smallest of ports: a linear layer.

@@ -2,6 +2,7 @@
 
 import dataclasses
 from functools import partial
+from pathlib import Path
 
 import jax
 import jax.numpy as jnp
@@ -24,21 +25,31 @@ from tests.parity.small_nets import NETS
 from tests.parity.trainings import port
 from tests.trios import BY_NAME
 
+pytestmark = pytest.mark.usefixtures("quick_compilation")
+
 SIZE = 1_000_000
 UNSEEN = "one wrong element in a million"
-"""The one planted bug that no digest tells: 1e-4 of one element is too little."""
+"""The one planted bug that no digest tells."""
+
+TOO_LITTLE = "it takes 5e-4 of one element in a million to be seen in a digest"
+
+PAGE = Path(__file__).parents[2] / "docs" / "verifying.md"
+
+TRAINED = ("sgd", "nesterov", "adamw", "schedule")
+
+DROWNED = {
+    ("tokens", "sgd"): {"qkv.bias"},
+    **{("images", training): {"conv.bias"} for training in TRAINED},
+}
+"""Parameters by net and training of which what follows their gradient is drowned.
+
+BatchNorm takes ``conv.bias`` away again, and its gradient is rounding alone. So is the
+third of that of ``qkv.bias`` which is the keys', as softmax ignores what is added to
+all scores: what decay makes of that third is then as doubtful as all of the update.
+"""
 
 EVERYTHING = 0
 """A ``digest_above`` of which all that may be a digest is one."""
-
-
-@pytest.fixture(autouse=True)
-def _quick_compilation():
-    """Halve the time to compile; the results are rounded like any others."""
-    before = jax.config.read("jax_disable_most_optimizations")
-    jax.config.update("jax_disable_most_optimizations", True)
-    yield
-    jax.config.update("jax_disable_most_optimizations", before)
 
 
 @pytest.fixture
@@ -75,15 +86,17 @@ def test_a_port_without_a_bug_is_the_same(net, training, dtype, tmp_path, digest
     assert len(report.free_run.steps) == 2
     # To the bit the same in some of the nets, and measured in all.
     last = report.free_run.steps[-1]
-    assert last.told
     assert 0 <= last.ratio < 10
+    # Adam makes a whole step of a gradient that is rounding: of the bias below.
+    assert last.told == ((net, training) != ("images", "adamw"))
     [tensor, *_] = report.of_stage("gradients")[0].tensors
     assert "by its digest, within noise" in tensor.detail
     assert "elements; relative L2 about" in str(tensor)
     assert "started from the port's own gradients" in str(report)
     blind = {left.name for _, left in report.not_compared if "digest" in left.reason}
-    # Normalisation takes a bias away again: its gradient is rounding, and no more.
-    assert blind <= ({"conv.bias"} if net == "images" else set())
+    # A state's name is the parameter's and its own.
+    parameters = {name.partition("/")[0] for name in blind}
+    assert parameters <= DROWNED.get((net, training), set())
 
 
 @pytest.mark.long
@@ -100,7 +113,17 @@ def test_there_is_no_false_alarm_over_seeds_and_steps(name, dtype, tmp_path, dig
 
 @pytest.mark.long
 @pytest.mark.parametrize(
-    "mutation", [m for m in MUTATIONS if m.name != UNSEEN], ids=lambda each: each.name
+    "mutation",
+    [
+        pytest.param(
+            mutation,
+            id=mutation.name,
+            marks=[pytest.mark.xfail(reason=TOO_LITTLE)]
+            if mutation.name == UNSEEN
+            else [],
+        )
+        for mutation in MUTATIONS
+    ],
 )
 def test_a_bug_is_found_at_its_stage_and_module(mutation, tmp_path, digested):
     dtype = torch.float64 if mutation.wide else torch.float32
@@ -111,6 +134,12 @@ def test_a_bug_is_found_at_its_stage_and_module(mutation, tmp_path, digested):
     assert first is not None, report
     assert (first.step, first.stage) == (mutation.step, mutation.stage), str(report)
     assert mutation.module in (None, first.module), str(report)
+
+
+def test_the_page_says_how_many_bugs_digests_find():
+    text = " ".join(PAGE.read_text().split())
+    assert f"Of the {len(MUTATIONS)} bugs that are planted in the tests" in text
+    assert f"{len(MUTATIONS) - 1} are found at their stage and module" in text
 
 
 def test_the_free_run_is_held_against_digests(tmp_path, digested):

@@ -10,7 +10,7 @@ from jaxclip.parity._html._chain import chain
 from jaxclip.parity._html._markup import Markup, el
 from jaxclip.parity._html._modules import modules
 from jaxclip.parity._html._picture import picture
-from jaxclip.parity._html._remarks import mistakes, not_compared, notes
+from jaxclip.parity._html._remarks import kinks, mistakes, not_compared, notes
 from jaxclip.parity._html._summary import facts, first_divergence, verdict
 from jaxclip.parity._html._tensors import tensors
 from jaxclip.parity._html._trajectory import trajectory
@@ -37,6 +37,7 @@ def page(report: "Report") -> str:
         "tensors": ("Tensors", tensors(report)),
         "picture": ("How it differs", picture(report)),
         "free": ("Free run", trajectory(report)),
+        "kinks": ("Kinks", kinks(report)),
         "mistakes": ("Mistakes", mistakes(report)),
         "left": ("Not compared", not_compared(report)),
         "notes": ("Notes", notes(report)),

@@ -1,4 +1,4 @@
-"""What was not compared, what else to know, and what the recorded loop did wrong."""
+"""Kinks, what was not compared, what else to know, and what the loop did wrong."""
 
 from collections.abc import Iterable
 from typing import TYPE_CHECKING
@@ -20,6 +20,16 @@ def mistakes(report: "Report") -> Markup | None:
         for w in report.warnings
     ]
     return _section("mistakes", "Mistakes of the recorded loop", items)
+
+
+def kinks(report: "Report") -> Markup | None:
+    """Build the kinks that rounding decided otherwise in the two; None without any."""
+    items = [
+        join(el("b", f"Step {stage.step}, {stage.stage}"), f": {kink}")
+        for stage in report.stages
+        for kink in stage.kinks
+    ]
+    return _section("kinks", "Kinks that rounding decided otherwise in the two", items)
 
 
 def notes(report: "Report") -> Markup | None:

@@ -20,11 +20,14 @@ def recorded_side(report: "Report") -> str:
 
 def verdict(report: "Report") -> Markup:
     """Build the verdict, with where the two part, as the head of the page."""
-    said = "Same in all that was compared" if report.passed else "Different"
+    said = ["Same in all that was compared"] if report.passed else ["Different"]
+    if report.passed and report.kinks:
+        counted = count(len(report.kinks), "kink")
+        said += [", up to ", el("a", counted, href="#kinks")]
     return el(
         "div",
         el("p", "jaxclip parity report", class_="eyebrow"),
-        el("h1", icon(report.passed), said),
+        el("h1", icon(report.passed), el("span", *said)),
         el("p", _lead(report), class_="lead"),
         class_=f"verdict {report.verdict}",
     )

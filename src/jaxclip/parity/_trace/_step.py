@@ -35,12 +35,16 @@ class StoredArrays(Mapping[str, np.ndarray]):
         self._read: dict[str, np.ndarray] = {}
 
     def __getitem__(self, name: str) -> np.ndarray:
-        """Map an array: read-only, and without memory of its own; or keep a copy."""
+        """Map an array: read-only, and without memory of its own; or keep a copy.
+
+        Raises:
+            TraceError: If the file has been cut or removed since the step was read.
+        """
         stored = self._stored[name]
         if stored.nbytes > SMALL:
-            return np.asarray(stored)
+            return _mapped(stored)
         if name not in self._read:
-            array = np.array(stored)
+            array = _mapped(stored).copy()
             array.flags.writeable = False
             self._read[name] = array
         return self._read[name]
@@ -81,13 +85,14 @@ class Activation(Call):
 
         Raises:
             ValueError: If its digest was kept instead.
+            TraceError: If the file has been cut or removed since the step was read.
         """
         if self.stored is None:
             raise ValueError(
                 f"the output of {self.module!r} was recorded as a digest: compare "
                 "`digest` with that of another array."
             )
-        return np.asarray(self.stored)
+        return _mapped(self.stored)
 
 
 class Step:
@@ -164,11 +169,21 @@ class Step:
         return f"<Step {self.number}, loss {[x.tolist() for x in self.loss]}>"
 
 
+def _mapped(stored: StoredTensor) -> np.ndarray:
+    try:
+        return np.asarray(stored)
+    except (OSError, ValueError) as error:
+        raise TraceError(
+            f"{str(stored.file)!r}, a file of the recording, cannot be read any more: "
+            f"{error}."
+        ) from None
+
+
 def _digest(name: str, of: Digested, stored: Mapping[str, StoredTensor]) -> Digest:
     tensor = stored.get(name)
     if tensor is None or tensor.shape != (LENGTH,) or tensor.dtype != np.float64:
         raise TraceError(f"the digest {name!r} is missing, or none.")
-    return Digest(of.shape, of.dtype, np.asarray(tensor))
+    return Digest(of.shape, of.dtype, _mapped(tensor))
 
 
 def _by_stage(

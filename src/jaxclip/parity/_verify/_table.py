@@ -7,6 +7,7 @@ from jaxclip.parity._verify import _text
 
 if TYPE_CHECKING:
     from rich.console import RenderableType
+    from rich.table import Table
 
     from jaxclip.parity._verify._report import Report
 
@@ -15,15 +16,13 @@ _COLOURS = {"same": "green", "not compared": "yellow"}
 
 def table(report: "Report") -> "RenderableType":
     """Draw the verdict, a table of the stages, the worst tensors, and remarks."""
-    from rich import box
     from rich.console import Group
-    from rich.table import Table
     from rich.text import Text
 
     # Text, so that brackets in a name are no markup.
     first, *rest = _text.headline(report)
     colour = "green" if report.passed else "red"
-    stages = Table("stage", "verdict", "worst", box=box.SIMPLE_HEAD)
+    stages = _empty("stage", "verdict", "worst")
     for stage in report.stage_names:
         verdict, worst = _text.summary(report.of_stage(stage), report.words)
         style = _COLOURS.get(verdict, "red")
@@ -33,11 +32,9 @@ def table(report: "Report") -> "RenderableType":
     parts: list[RenderableType] = [Text(first, f"bold {colour}"), *map(Text, rest)]
     parts.append(stages)
     if report.failures:
-        tensors = Table(
+        tensors = _empty(
             *("where", "tensor", "times noise", "rel. L2", "cosine", "elements"),
-            box=box.SIMPLE_HEAD,
             title="What differs",
-            title_justify="left",
         )
         for tensor in report.failures[: _text.MOST]:
             tensors.add_row(
@@ -53,6 +50,19 @@ def table(report: "Report") -> "RenderableType":
         parts.append(tensors)
     parts += map(Text, _text.remarks(report))
     return Group(*parts)
+
+
+def _empty(*columns: str, title: str | None = None) -> "Table":
+    """Return a table without rows, which cuts nothing off, however narrow it is."""
+    from rich import box
+    from rich.table import Column, Table
+
+    return Table(
+        *(Column(column, overflow="fold") for column in columns),
+        box=box.SIMPLE_HEAD,
+        title=title,
+        title_justify="left",
+    )
 
 
 def show(report: "Report") -> None:
