@@ -21,9 +21,15 @@ from benchmarks import (
     training_step,
     verify_step,
 )
-from benchmarks.timing import hardware
+from benchmarks.timing import hardware, on_gpu
 
-RESULTS = Path(__file__).with_name("RESULTS.md")
+HERE = Path(__file__).parent
+CPU = (
+    *(training_step, standalone, optimizer_step, one_pass, eager_calls),
+    *(convert_weights, record_run, verify_step),
+)
+GPU = standalone, optimizer_step, training_step, eager_calls, record_run
+"""Those that say something of a GPU; each has its peers in torch on CUDA."""
 
 HEAD = """# Figures
 
@@ -31,6 +37,16 @@ Written by `python -m benchmarks --write` (`make bench` prints the same). Ratios
 medians over rounds in which the candidates take turns, in one process or, for weights,
 each in a new one; the machine is shared, so a tenth either way means nothing. Where
 processor time is given, the machine was busier still, and wall time says little.
+"""
+
+GPU_HEAD = """# Figures of a GPU
+
+Written by `python -m benchmarks --write` where JAX has a GPU; torch computes on the
+same one. Ratios are medians over rounds in which the candidates take turns, in one
+process. In its turn each is called 20 times, and waited for in the end: a GPU computes
+one call while Python prepares the next, as in a training loop. What is called outside
+of `jit`, or recorded, is called once. Temporary memory is what XLA allocates beside
+arguments and results, and what torch held at most beyond what it held before.
 """
 
 
@@ -44,26 +60,21 @@ def markdown(table: Table) -> str:
 
 
 def main() -> None:
-    """Run all and print their tables; with ``--write``, keep them in RESULTS.md."""
-    benchmarks = (
-        training_step,
-        standalone,
-        optimizer_step,
-        one_pass,
-        eager_calls,
-        convert_weights,
-        record_run,
-        verify_step,
+    """Run all and print their tables; with ``--write``, keep them beside this file."""
+    benchmarks, head, page = (
+        (GPU, GPU_HEAD, HERE / "RESULTS-GPU.md")
+        if on_gpu()
+        else (CPU, HEAD, HERE / "RESULTS.md")
     )
-    tables = [table for benchmark in benchmarks for table in benchmark.main()]
-    if "--write" not in sys.argv[1:]:
-        return
     versions = ", ".join(
         f"{name} {version(name)}" for name in ("jax", "flax", "optax", "torch")
     )
     where = f"{date.today()}, {hardware()}, Python {platform.python_version()}"
-    parts = [HEAD, f"{where}, {versions}.\n", *map(markdown, tables)]
-    RESULTS.write_text("\n".join(parts))
+    parts = [head, f"{where}, {versions}.\n"]
+    for benchmark in benchmarks:
+        parts += map(markdown, benchmark.main())
+        if "--write" in sys.argv[1:]:
+            page.write_text("\n".join(parts))
 
 
 if __name__ == "__main__":

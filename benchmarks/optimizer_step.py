@@ -3,13 +3,14 @@
 On GPT-2's shapes, parameters and states donated, gradients given. "Reads and writes"
 are those that XLA counts, in units of all the gradients. Wall times are of a machine
 that others use too; processor time is that of all threads of this process, which
-depends on them less. torch clips in place, so that after the first step its gradients
-have a norm of 1; it multiplies them nevertheless, and takes as long.
+depends on them less, and says nothing of a GPU. torch clips in place, so that after the
+first step its gradients have a norm of 1; it multiplies them nevertheless, and takes as
+long.
 """
 
 import gc
 import time
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any, NamedTuple
 
 import jax
@@ -22,7 +23,17 @@ from rich.table import Table
 
 import jaxclip
 from benchmarks import trees
-from benchmarks.timing import hardware, in_turns, milliseconds, ratio
+from benchmarks.timing import (
+    hardware,
+    in_turns,
+    milliseconds,
+    on_gpu,
+    ratio,
+    rounded,
+    side_by_side,
+    torch_device,
+    torch_temporary,
+)
 from benchmarks.training_step import passes, temporary_bytes
 from jaxclip import optim
 
@@ -112,8 +123,9 @@ class Run:
         """Return torch's step, and its clip and step."""
         params = []
         for grad in self.grads.values():
-            params.append(torch.nn.Parameter(torch.zeros(grad.shape)))
-            params[-1].grad = torch.from_numpy(np.array(grad))
+            of_torch = torch.from_numpy(np.array(grad)).to(torch_device())
+            params.append(torch.nn.Parameter(torch.zeros_like(of_torch)))
+            params[-1].grad = of_torch
         optimizer = family.torchs(params)
 
         def clipped() -> None:
@@ -131,43 +143,47 @@ def steps_on_gpt2(family: Family) -> Table:
     tree = trees.gpt2()
     run = Run(tree)
     pairs = chains(family)
-    programs = {name: compiled(chain, tree)[0] for name, chain in pairs.items()}
+    made = side_by_side(compiled, [(chain, tree) for chain in pairs.values()])
+    programs = {name: program for name, (program, _) in zip(pairs, made, strict=True)}
     calls = {name: run.call(programs[name], pairs[name][1]) for name in pairs}
     calls |= run.torch_calls(family)
-    wall = in_turns(calls, ROUNDS, f"{family.name}, wall")
-    busy = in_turns(calls, ROUNDS, f"{family.name}, processor", time.process_time)
+    measured = [in_turns(calls, ROUNDS, f"{family.name}, wall")]
+    heads = ["median ms", "× optax", "× torch"]
+    if not on_gpu():
+        title = f"{family.name}, processor"
+        measured.append(in_turns(calls, ROUNDS, title, time.process_time))
+        heads += ["processor ms", "× optax", "× torch"]
     table = Table(
         "step",
-        "median ms",
-        *("× optax", "× torch", "processor ms", "× optax", "× torch"),
+        *heads,
         *("reads and writes", "temporary MB"),
         title=f"A step on GPT-2, {trees.nbytes(tree) / 1e6:.0f} MB; {hardware()}",
     )
-    for name, row in _rows(wall, busy, family).items():
+    for name, row in _rows(measured, family).items():
         program = programs.get(name)
         counted = (
             (f"{passes(program, tree):.1f}", f"{temporary_bytes(program) / 1e6:.1f}")
             if program
-            else ("", "")
+            else ("", torch_temporary(calls[name]))
         )
         table.add_row(name, *row, *counted)
     return table
 
 
 def _rows(
-    wall: Mapping[str, Any], busy: Mapping[str, Any], family: Family
+    measured: Sequence[Mapping[str, Any]], family: Family
 ) -> dict[str, list[str]]:
     """Return times and ratios, to peers that clip for those that do."""
     rows = {}
-    for name in wall:
+    for name in measured[0]:
         clips = "clip, " in name
         theirs = f"optax clip, optax.{family.name}" if clips else f"optax.{family.name}"
         torchs = f"torch {'clip, ' * clips}{family.name}, fused"
         rows[name] = [
             cell
-            for times in (wall, busy)
+            for times in measured
             for cell in (
-                f"{np.median(times[name]):.0f}",
+                rounded(times[name]),
                 f"{ratio(times[name], times[theirs]):.2f}",
                 f"{ratio(times[name], times[torchs]):.2f}",
             )
@@ -206,7 +222,7 @@ def eager_steps(leaves: int = 148) -> Table:
 
             calls[f"{package} {family.name}"] = call
     first = {name: milliseconds(call) for name, call in calls.items()}
-    times = in_turns(calls, ROUNDS, f"{leaves} leaves")
+    times = in_turns(calls, ROUNDS, f"{leaves} leaves", at_once=1)
     table = Table(
         "update, called outside jit",
         *("median ms", "× optax", "first call ms"),
@@ -229,7 +245,7 @@ def main() -> list[Table]:
     for family in FAMILIES:
         tables.append(steps_on_gpt2(family))
         gc.collect()
-    tables += [compile_times(), eager_steps()]
+    tables += [eager_steps()] if on_gpu() else [compile_times(), eager_steps()]
     for table in tables:
         Console(width=150).print(table)
     return tables

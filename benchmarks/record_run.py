@@ -20,7 +20,7 @@ from rich.table import Table
 from torch import nn
 from torch.nn import functional as F
 
-from benchmarks.timing import hardware, in_turns, ratio
+from benchmarks.timing import hardware, in_turns, ratio, rounded, torch_device
 from jaxclip._safetensors import read_safetensors, write_safetensors
 from jaxclip.parity import STAGES, record
 
@@ -46,8 +46,9 @@ def training() -> tuple[nn.Module, torch.optim.Optimizer, Callable[[], None]]:
         for _ in range(DEPTH)
     )
     model = nn.Sequential(*(layer for block in layers for layer in block))
+    model.to(torch_device())
     optimizer = torch.optim.AdamW(model.parameters(), 1e-3)
-    x = torch.randn(BATCH, WIDTH)
+    x = torch.randn(BATCH, WIDTH).to(torch_device())
 
     def step() -> None:
         optimizer.zero_grad()
@@ -96,7 +97,7 @@ def main() -> list[Table]:
             write_safetensors(here / "written", copies, hashlib.sha256().update)
 
         calls[WRITTEN] = write
-        times = in_turns(calls, ROUNDS, "recording")
+        times = in_turns(calls, ROUNDS, "recording", at_once=1)
     table = Table(
         "a step",
         *("median ms", f"× {ALONE}", f"× {WRITTEN}", "MB written"),
@@ -106,7 +107,7 @@ def main() -> list[Table]:
         written = sizes["recorded"] if name == WRITTEN else sizes.get(name, 0)
         table.add_row(
             name,
-            f"{np.median(values):.0f}",
+            rounded(values),
             f"{ratio(values, times[ALONE]):.2f}",
             f"{ratio(values, times[WRITTEN]):.2f}",
             f"{written / 1e6:.1f}",

@@ -6,7 +6,7 @@ Every call clips; one that finds nothing to clip multiplies by 1, and takes as l
 """
 
 import itertools
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from typing import Any
 
 import jax
@@ -19,9 +19,19 @@ from rich.table import Table
 
 import jaxclip
 from benchmarks import trees
-from benchmarks.timing import hardware, in_turns, ratio
+from benchmarks.timing import (
+    calls_in_a_turn,
+    hardware,
+    in_turns,
+    ratio,
+    rounded,
+    side_by_side,
+    torch_device,
+    torch_temporary,
+)
 
 ROUNDS = 15
+OURS, OPTAX = "jaxclip.clip_by_global_norm", "optax.clip_by_global_norm"
 FLOOR = "floor: one read; one read and write"
 TORCH = "torch clip_grad_norm_, foreach"
 
@@ -33,12 +43,11 @@ class Donated:
         """Start with these gradients."""
         self.grads = grads
 
-    def call(self, function: Callable[..., Any]) -> Callable[[float], Any]:
+    def call(self, program: Any) -> Callable[[float], Any]:
         """Return a call of a compiled function that donates the gradients."""
-        program = jax.jit(function, donate_argnums=0)
 
         def run(max_norm: float) -> Any:
-            self.grads, *rest = program(self.grads, jnp.float32(max_norm))
+            self.grads, *rest = program(self.grads, np.float32(max_norm))
             return self.grads, rest
 
         return run
@@ -73,25 +82,40 @@ def theirs(grads: trees.Tree, max_norm: jax.Array) -> Any:
     return clip.update(grads, clip.init(grads))
 
 
+CLIPS = {FLOOR: floor, OURS: ours, OPTAX: theirs}
+
+
+def temporary(program: Any) -> str:
+    """Return the megabytes that a program takes beside arguments and results."""
+    return f"{program.memory_analysis().temp_size_in_bytes / 1e6:.1f}"
+
+
 def torch_parameters(grads: trees.Tree) -> list[torch.nn.Parameter]:
     """Return parameters with the same gradients."""
     params = []
     for leaf in grads.values():
         dtype = torch.bfloat16 if leaf.dtype == jnp.bfloat16 else torch.float32
-        param = torch.nn.Parameter(torch.zeros(leaf.shape, dtype=dtype))
-        param.grad = torch.from_numpy(np.array(leaf, np.float32)).to(dtype)
+        grad = torch.from_numpy(np.array(leaf, np.float32)).to(torch_device(), dtype)
+        param = torch.nn.Parameter(torch.zeros_like(grad))
+        param.grad = grad
         params.append(param)
     return params
 
 
-def candidates(grads: trees.Tree) -> dict[str, Callable[[float], Any]]:
+def compiled(function: Callable[..., Any], tree: trees.Tree) -> Any:
+    """Compile a clip that is given the gradients to keep."""
+    max_norm = jax.ShapeDtypeStruct((), jnp.float32)
+    return jax.jit(function, donate_argnums=0).lower(tree, max_norm).compile()
+
+
+def candidates(
+    grads: trees.Tree, programs: Mapping[str, Any]
+) -> dict[str, Callable[[float], Any]]:
     """Return what to time on these gradients, each a call that takes ``max_norm``."""
     donated = Donated(grads)
     params = torch_parameters(grads)
     return {
-        FLOOR: donated.call(floor),
-        "jaxclip.clip_by_global_norm": donated.call(ours),
-        "optax.clip_by_global_norm": donated.call(theirs),
+        **{name: donated.call(program) for name, program in programs.items()},
         TORCH: lambda max_norm: torch.nn.utils.clip_grad_norm_(
             params, max_norm, foreach=True
         ),
@@ -102,10 +126,10 @@ def falling(
     calls: dict[str, Callable[[float], Any]], max_norm: float
 ) -> dict[str, Callable[[], Any]]:
     """Give each call a threshold below the one before, so that every one clips."""
-    thresholds = itertools.count()
+    thresholds, count = itertools.count(), calls_in_a_turn()
 
     def lower(call: Callable[[float], Any]) -> Callable[[], Any]:
-        return lambda: call(max_norm * 0.98 ** next(thresholds))
+        return lambda: call(max_norm * 0.98 ** (next(thresholds) / count))
 
     return {name: lower(call) for name, call in calls.items()}
 
@@ -116,8 +140,13 @@ def main() -> list[Table]:
     for title, tree in trees.TREES.items():
         shapes = tree()
         grads = trees.gradients(shapes)
-        calls = falling(candidates(grads), float(jaxclip.global_norm(grads)))
+        norm = float(jaxclip.global_norm(grads))
+        given = [(function, shapes) for function in CLIPS.values()]
+        programs = dict(zip(CLIPS, side_by_side(compiled, given), strict=True))
+        calls = falling(candidates(grads, programs), norm)
         del grads  # They are donated.
+        memory = {name: temporary(program) for name, program in programs.items()}
+        memory[TORCH] = torch_temporary(calls[TORCH])
         times = in_turns(calls, ROUNDS, title)
         gigabytes = 3 * trees.nbytes(shapes) / 1e9
         table = Table(
@@ -126,16 +155,17 @@ def main() -> list[Table]:
             "× floor",
             "× torch",
             "GB/s",
+            "temporary MB",
             title=f"{title}, {gigabytes:.2f} GB moved; {hardware()}",
         )
         for name, milliseconds in times.items():
-            median = float(np.median(milliseconds))
             table.add_row(
                 name,
-                f"{median:.1f}",
+                rounded(milliseconds),
                 f"{ratio(milliseconds, times[FLOOR]):.2f}",
                 f"{ratio(milliseconds, times[TORCH]):.2f}",
-                f"{gigabytes / median * 1e3:.0f}",
+                f"{gigabytes / float(np.median(milliseconds)) * 1e3:.0f}",
+                memory[name],
             )
         Console(width=100).print(table)
         tables.append(table)

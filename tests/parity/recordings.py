@@ -56,15 +56,18 @@ def recorded(
     seed: int = 0,
     max_norm: float = MAX_NORM,
     length: int = STEPS,
+    device: str = "cpu",
 ) -> Any:
     """Record some steps of training a model, clipped; return the path."""
     model = trio.torch_model(dtype, seed)
     if not isinstance(model, torch.nn.Module):
         model = AsModule(model)
+    model.to(device)
     make, _, options = OPTIMIZERS[optimizer]
     trained = make(model.parameters(), **options)
     with record(path, model, trained) as run:
-        for x, y in batches(trio, steps, seed, dtype, length):
+        for batch in batches(trio, steps, seed, dtype, length):
+            x, y = (tensor.to(device) for tensor in batch)
             with run.step(x=x, y=y):
                 trained.zero_grad()
                 torch_loss(model(x), y).backward()

@@ -114,15 +114,17 @@ def recording(
     dtype: torch.dtype = torch.float32,
     steps: int = 2,
     seed: int = 0,
+    device: str = "cpu",
 ) -> Path:
     """Record a net in training."""
     torch.manual_seed(seed)
-    model = NETS[net].torch().to(dtype)
+    model = NETS[net].torch().to(device, dtype)
     how = TRAININGS[training]
     optimizer = how.torch(model.parameters())
     scheduler = how.schedule(optimizer) if how.schedule else None
     with record(path, model, optimizer, scheduler=scheduler) as run:
-        for x, y in batches(net, steps, dtype, seed):
+        for batch in batches(net, steps, dtype, seed):
+            x, y = (tensor.to(device) for tensor in batch)
             with run.step(x=x, y=y):
                 optimizer.zero_grad()
                 NETS[net].torch_loss(model(x), y).backward()

@@ -62,7 +62,8 @@ def _versions() -> dict[str, str]:
 
 
 def _settings() -> dict[str, str]:
-    device = jax.devices()[0]
+    # The default one; under a mesh there are several.
+    device = min(jnp.zeros(()).devices(), key=lambda device: device.id)
     return {
         "device": f"{device.platform}, {device.device_kind}",
         "devices": str(jax.device_count()),

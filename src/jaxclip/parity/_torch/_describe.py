@@ -69,7 +69,8 @@ def describe(
         settings={
             "device": ", ".join(devices),
             "threads": str(torch.get_num_threads()),
-            "float32_matmul_precision": torch.get_float32_matmul_precision(),
+            "float32_matmul_precision": _matmul_precision(),
+            "cudnn_tf32": ", ".join(_cudnn_tf32()) or "none",
             "deterministic": str(torch.are_deterministic_algorithms_enabled()),
         },
         dtypes=tuple(
@@ -88,6 +89,25 @@ def describe(
         schedulers=tuple(map(type_name, schedulers)),
         **how,
     )
+
+
+def _matmul_precision() -> str:
+    """Return how precise torch's products of float32 are on CUDA."""
+    try:
+        return torch.get_float32_matmul_precision()
+    except RuntimeError:  # The user set it by backends, for which torch has no name.
+        tf32 = torch.backends.cuda.matmul.fp32_precision == "tf32"
+        return "high" if tf32 else "highest"
+
+
+def _cudnn_tf32() -> Iterator[str]:
+    """Yield which parts of cuDNN may compute float32 in TF32."""
+    cudnn = torch.backends.cudnn
+    for name in ("conv", "rnn"):
+        part = getattr(cudnn, name, None)  # before torch 2.9 there is one flag
+        allowed = part.fp32_precision == "tf32" if part else cudnn.allow_tf32
+        if allowed:
+            yield name
 
 
 def _modules(model: nn.Module) -> Iterator[ModuleRecord]:

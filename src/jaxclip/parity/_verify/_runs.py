@@ -18,6 +18,7 @@ from jaxclip.parity._verify._jaxprs import Evaluation
 from jaxclip.parity._verify._models import Model
 from jaxclip.parity._verify._port import Port
 from jaxclip.parity._verify._precision import Traced
+from jaxclip.parity._verify._products import full_products
 from jaxclip.parity._verify._replay import Account, Masks
 from jaxclip.parity._verify._samples import is_float
 
@@ -49,11 +50,11 @@ class Precision:
 
     @contextlib.contextmanager
     def active(self) -> Iterator[None]:
-        """Compute with 64 bits or without."""
+        """Compute with 64 bits or without, and products of float32 in full."""
         if self.wide is None:
             yield
             return
-        with jax.enable_x64(self.wide):
+        with jax.enable_x64(self.wide), full_products():
             yield
 
     def cast(self, array: Array) -> Array:

@@ -6,6 +6,7 @@ from typing import Any
 
 from jaxclip.parity._trace._reader import Trace, open_trace
 from jaxclip.parity._trace._step import Step
+from jaxclip.parity._verify import _products
 from jaxclip.parity._verify._aligned import Aligned
 from jaxclip.parity._verify._alignment import Alignment
 from jaxclip.parity._verify._difference import Difference
@@ -49,7 +50,9 @@ def verify(
     again with all that it is given but the batch changed by an ulp, and in float64, and
     torch may be ``factor`` times as far from float64 as the worst of these runs is, or
     as a floor of 4 ulps; a tensor of few elements more, as few draws say little. Both
-    the L2 norm and the greatest element are asked. If the recording is in float64, the
+    the L2 norm and the greatest element are asked. Products of float32 are computed in
+    full precision on a GPU or a TPU, too, unless ``jax.default_matmul_precision`` or a
+    ``precision=`` in the port asks for another. If the recording is in float64, the
     comparison is, and the noise is that of the port's float32 runs, scaled by the ratio
     of the two eps, and multiplied by 100: rounding is 2**29 times finer there, and a
     mistake is not.
@@ -162,7 +165,10 @@ def verify(
         stages=tuple(found),
         free_run=free,
         warnings=opened.warnings,
-        notes=tuple(_notes(opened, first, random, computed, draws)),
+        notes=(
+            *_notes(opened, first, random, computed, draws),
+            *_products.notes(opened.run, bench.runs.dtypes),
+        ),
         run=opened.run,
         difference=difference,
         words=words_for(opened.run.framework),
