@@ -84,12 +84,21 @@ def differences(yardstick: Array, other: Array) -> tuple[Array, Array]:
     Taken in float64. Equal elements and two NaNs differ by 0, a NaN from a number by
     infinity.
     """
-    nan = (yardstick != yardstick) & (other != other)
-    absolute = np.abs(widened(other) - widened(yardstick))
-    absolute = np.where((yardstick == other) | nan, 0.0, absolute)
-    relative = np.where(absolute == 0, 0.0, absolute / np.abs(widened(yardstick)))
-    infinite = np.isnan(relative)
-    return np.where(infinite, np.inf, absolute), np.where(infinite, np.inf, relative)
+    absolute = distances(yardstick, other)
+    relative = np.zeros_like(absolute)
+    np.divide(absolute, np.abs(widened(yardstick)), out=relative, where=absolute != 0)
+    relative[np.isnan(relative)] = np.inf
+    return absolute, relative
+
+
+def distances(yardstick: Array, other: Array) -> Array:
+    """The absolute difference of each element, as in ``differences``."""
+    apart = np.asarray(np.abs(widened(other) - widened(yardstick)))
+    if not np.isfinite(apart).all():
+        nan = (yardstick != yardstick) & (other != other)
+        apart[(yardstick == other) | nan] = 0.0
+        apart[np.isnan(apart)] = np.inf
+    return apart
 
 
 def chosen(array: Array, mask: NDArray[np.bool_]) -> Array:

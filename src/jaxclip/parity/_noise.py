@@ -362,15 +362,22 @@ def _rounds(dtype: np.dtype[Any]) -> bool:
     return bool(jnp.issubdtype(dtype, np.inexact))
 
 
+_SAFE = 2.0**-900, 2.0**900
+"""Between these no square that matters to a sum of squares was lost."""
+
+
 def l2(values: Array) -> float:
     """Return the L2 norm of an array that has an element."""
+    flat = values.ravel(order="K")  # as it lies, without a copy
+    squares = float(np.vdot(flat, flat).real)
+    if _SAFE[0] < squares < _SAFE[1]:
+        return math.sqrt(squares)
     most = peak(values)  # divided by it, no square overflows
-    if not most:
-        return 0.0
-    scaled = np.asarray(values / most)
-    return most * math.sqrt(np.sum(np.square(scaled, out=scaled)))
+    return most * math.sqrt(np.sum(np.square(values / most))) if most else 0.0
 
 
 def peak(values: Array) -> float:
     """Return the greatest magnitude in an array that has an element."""
-    return float(np.max(np.abs(values)))
+    if np.iscomplexobj(values):
+        return float(np.max(np.abs(values)))
+    return max(float(np.max(values)), -float(np.min(values)))  # NaN is both

@@ -218,8 +218,10 @@ class Assembly:
         if own_start:
             rule = dataclasses.replace(rule, port_factor=math.inf)
         sides = self.sides
+        # In the recording's order, which the port's need not be: faster to compare.
         narrow, wide = (
-            _as(torch.dtype, own(side)) for side in (sides.narrow, sides.wide)
+            np.asarray(_as(torch.dtype, own(side)), order="C")
+            for side in (sides.narrow, sides.wide)
         )
         called, draws = name or "output", tuple(map(own, sides.draws))
         given = narrow, wide, grain, self.words, draws

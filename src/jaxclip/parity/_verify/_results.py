@@ -7,7 +7,7 @@ from typing import Any
 
 import numpy as np
 
-from jaxclip.parity._arrays import Array, chosen, differences, widened
+from jaxclip.parity._arrays import Array, chosen, distances, widened
 from jaxclip.parity._comparison import Leaf, TensorComparison
 from jaxclip.parity._noise import l2
 from jaxclip.parity._verify._hints import hint
@@ -246,7 +246,7 @@ def _figures(
     if math.isnan(comparison.max_abs_diff):
         return {}
     torch, port, wide = map(widened, (sample.torch, sample.port, sample.wide))
-    apart, _ = differences(torch, port)
+    apart = distances(torch, port)
     finite = np.isfinite(torch) & np.isfinite(port) & np.isfinite(wide)
     a, b, exact, d = (chosen(x, finite) for x in (torch, port, wide, apart))
     return {
@@ -279,7 +279,14 @@ def _over(part: Array, whole: Array) -> float:
     return l2(part) / l2(whole) if whole.any() else math.inf
 
 
+_TINY = 2.0**-500
+"""Products of numbers between this and its inverse neither vanish nor overflow."""
+
+
 def _cosine(a: Array, b: Array) -> float:
     if not (a.any() and b.any()):
         return 0.0 if a.any() or b.any() else 1.0
-    return float(np.vdot(a / l2(a), b / l2(b)))
+    norms = l2(a), l2(b)
+    if all(_TINY < norm < 1 / _TINY for norm in norms):
+        return float(np.vdot(a, b)) / math.prod(norms)
+    return float(np.vdot(a / norms[0], b / norms[1]))
