@@ -28,11 +28,11 @@ from jaxclip import models
 from jaxclip.models import linen
 from jaxclip.parity import Port, open_trace, verify
 from jaxclip.parity._verify._alignment import Alignment
+from jaxclip.parity._verify._bench import Bench
 from jaxclip.parity._verify._models import read_model
 from jaxclip.parity._verify._results import STAGES, StageResult
 from jaxclip.parity._verify._runs import Runs
 from jaxclip.parity._verify._samples import Rule, Sample
-from jaxclip.parity._verify._sides import Bench
 from jaxclip.parity._verify._stages import Comparing
 from tests.parity.mutations import MUTATIONS, Mutation, mutated
 from tests.parity.recordings import port_of, recorded
@@ -82,9 +82,9 @@ def compared(path: Path, port: Port) -> Iterator[tuple[StageResult, list[Sample]
         rule = Keeping()
         comparing = Comparing(step, trace.run, bench, rule, draws=0)
         sides = comparing.call()
-        lefts = comparing.lefts(sides)
+        unrecorded = comparing.unrecorded(sides)
         found = []
-        for assembly in comparing.called(sides), comparing.stepped(lefts):
+        for assembly in comparing.called(sides), comparing.stepped(unrecorded):
             for stage in assembly.stages():
                 found.append((stage, [*rule.samples]))
                 rule.samples.clear()

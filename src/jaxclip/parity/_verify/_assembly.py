@@ -13,6 +13,7 @@ from jaxclip.parity._comparison import Leaf
 from jaxclip.parity._trace._records import Run
 from jaxclip.parity._trace._step import Step
 from jaxclip.parity._verify._aligned import Aligned
+from jaxclip.parity._verify._bench import Bench
 from jaxclip.parity._verify._difference import Difference, pictured
 from jaxclip.parity._verify._digests import DROWNED, judged_by_digest
 from jaxclip.parity._verify._known import Known, found_in
@@ -26,7 +27,7 @@ from jaxclip.parity._verify._results import (
     refused,
 )
 from jaxclip.parity._verify._samples import Rule, Sample, is_float
-from jaxclip.parity._verify._sides import Bench, Sides
+from jaxclip.parity._verify._sides import Sides
 from jaxclip.parity._verify._words import Words, words_for
 
 Array = np.ndarray[Any, Any]

@@ -11,6 +11,7 @@ from jaxclip.parity._trace._records import Run
 from jaxclip.parity._trace._step import Step
 from jaxclip.parity._verify._alignment import Place
 from jaxclip.parity._verify._assembly import Part
+from jaxclip.parity._verify._bench import Bench
 from jaxclip.parity._verify._errors import Error
 from jaxclip.parity._verify._kinks import (
     MOST,
@@ -26,8 +27,8 @@ from jaxclip.parity._verify._replay import Masks
 from jaxclip.parity._verify._results import StageResult, TensorResult
 from jaxclip.parity._verify._runs import Precision
 from jaxclip.parity._verify._samples import Rule
-from jaxclip.parity._verify._sides import Bench, Called, Sides
-from jaxclip.parity._verify._stages import Comparing, Lefts, joined
+from jaxclip.parity._verify._sides import Called, Sides
+from jaxclip.parity._verify._stages import Comparing, Unrecorded, joined
 from jaxclip.parity._verify._watching import Move, Site, Watched
 
 FORWARD = ("activations", "output", "loss", "gradients", "buffers after")
@@ -57,22 +58,25 @@ def explained(
         watched: Its runs, in which elements can be moved.
         rule: By how much tensors may differ.
         draws: In how many runs what the port is given is changed.
+
+    Returns:
+        All stages, and how the first tensor that differs does.
     """
     comparing = Comparing(step, run, bench, rule, draws)
-    called, lefts = _called(comparing, watched)
-    return joined((called, comparing.stepped(lefts).part()))
+    called, unrecorded = _called(comparing, watched)
+    return joined((called, comparing.stepped(unrecorded).part()))
 
 
-def _called(comparing: Comparing, watched: Watched) -> tuple[Part, Lefts]:
+def _called(comparing: Comparing, watched: Watched) -> tuple[Part, Unrecorded]:
     """Compare what comes of calling the loss function."""
     sides = comparing.call()
-    part, lefts = comparing.called(sides).part(), comparing.lefts(sides)
+    part, unrecorded = comparing.called(sides).part(), comparing.unrecorded(sides)
     suspicious = bool(_failed(part.stages)) or _apart(sides)
     # In few bits kinks are crossed everywhere, and are part of the noise.
     if comparing.rule.rtol is not None or not suspicious or comparing.bench.coarse:
-        return part, lefts
+        return part, unrecorded
     search = _Search(comparing, watched, sides.wide.activations)
-    return search.result(part, lefts)
+    return search.result(part, unrecorded)
 
 
 def _failed(stages: Iterable[StageResult]) -> list[TensorResult]:
@@ -153,19 +157,19 @@ class _Search:
             masks = Masks.of(self._step.masks)
             return self._watched.sites(variables, batch, masks, precision)
 
-    def result(self, part: Part, lefts: Lefts) -> tuple[Part, Lefts]:
+    def result(self, part: Part, unrecorded: Unrecorded) -> tuple[Part, Unrecorded]:
         """Return the comparison with torch's side of every kink, if they explain it.
 
         Args:
             part: The comparison as it is.
-            lefts: What the recording lacks of the gradients there.
+            unrecorded: What the recording lacks of the gradients there.
         """
         rounded = [kink for kink in self._near if not kink.tied]
         tied = self._tied
         if len(rounded) > MOST:
-            return _with(part, _noted(part.stages, len(rounded))), lefts
+            return _with(part, _noted(part.stages, len(rounded))), unrecorded
         if not self._near:
-            return part, lefts
+            return part, unrecorded
         pins = [kink.back for kink in rounded]
         pinned, own = self._compared(pins)
         failed = _failed(pinned.stages)
@@ -200,7 +204,7 @@ class _Search:
         hint = "; ".join(advised(self._wide, [tied[n] for n in sorted(guilty)]))
         return _with(pinned, _hinted(pinned.stages, hint)), own
 
-    def _compared(self, moves: Sequence[Move]) -> tuple[Part, Lefts]:
+    def _compared(self, moves: Sequence[Move]) -> tuple[Part, Unrecorded]:
         """Compare the step with elements moved, in all runs of the port."""
 
         def called(precision: Precision) -> Called:
@@ -210,7 +214,7 @@ class _Search:
 
         sides = self._comparing.call(called)
         comparing = self._comparing
-        return comparing.called(sides).part(), comparing.lefts(sides)
+        return comparing.called(sides).part(), comparing.unrecorded(sides)
 
     def _called(self, precision: Precision, moves: Sequence[Move]) -> Called:
         moved = {(move.site, move.index) for move in moves}

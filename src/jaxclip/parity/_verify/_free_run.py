@@ -12,13 +12,14 @@ from jaxclip.parity._arrays import widened
 from jaxclip.parity._noise import l2
 from jaxclip.parity._trace._digest import DRAWS, project
 from jaxclip.parity._trace._step import Step
+from jaxclip.parity._verify._bench import Bench
 from jaxclip.parity._verify._known import Known, found_in
 from jaxclip.parity._verify._norms import true_norm
 from jaxclip.parity._verify._precision import coarsest, is_coarse
+from jaxclip.parity._verify._recorded import as_precise, took_step
 from jaxclip.parity._verify._replay import Masks
 from jaxclip.parity._verify._runs import Precision
 from jaxclip.parity._verify._samples import Sample, noise_of
-from jaxclip.parity._verify._sides import Bench, as_precise, stepped
 
 Array = np.ndarray[Any, Any]
 Arrays = Mapping[str, Array]
@@ -140,7 +141,7 @@ def run_freely(
         if step.number in kinked:
             why = f"in step {step.number} the two are on two sides of a kink"
             return FreeRun((*found,), allowed, why)
-        if not stepped(step):
+        if not took_step(step):
             return FreeRun((*found,), allowed, f"step {step.number} took no step")
         before = step.number
         after = as_precise(step, found_in(step, "params_after", step.params_after))

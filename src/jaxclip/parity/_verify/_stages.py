@@ -14,14 +14,16 @@ from typing import Any
 from jaxclip.parity._trace._records import Run
 from jaxclip.parity._trace._step import Step
 from jaxclip.parity._verify._assembly import Part
+from jaxclip.parity._verify._bench import Bench
 from jaxclip.parity._verify._call_stages import CallStages
+from jaxclip.parity._verify._recorded import took_step
 from jaxclip.parity._verify._results import STAGES
 from jaxclip.parity._verify._runs import Precision
 from jaxclip.parity._verify._samples import Rule
-from jaxclip.parity._verify._sides import Bench, Called, Sides, Stepped, stepped
+from jaxclip.parity._verify._sides import Called, Sides, Stepped
 from jaxclip.parity._verify._step_stages import StepStages
 
-Lefts = Mapping[Precision, Any]
+Unrecorded = Mapping[Precision, Any]
 """By run of the port, the gradients that the recording lacks."""
 
 
@@ -57,25 +59,25 @@ class Comparing:
 
         return self.bench.sides(self.step, called or plainly, self.draws)
 
-    def lefts(self, sides: Sides[Called]) -> Lefts:
+    def unrecorded(self, sides: Sides[Called]) -> Unrecorded:
         """Return what the recording lacks of the gradients, for the second part."""
         runs = self.bench.precisions(self.draws)
         made = [sides.narrow, sides.wide, *sides.draws]
-        return dict(zip(runs, (called.left for called in made), strict=True))
+        return dict(zip(runs, (called.unrecorded for called in made), strict=True))
 
     def called(self, sides: Sides[Called]) -> CallStages:
         """Bring the first part together with the recording."""
         return CallStages(self.step, self.run, sides, self.bench, self._rule)
 
-    def stepped(self, lefts: Lefts) -> StepStages:
+    def stepped(self, unrecorded: Unrecorded) -> StepStages:
         """Compute the second part, and bring it together with the recording."""
 
         def part(precision: Precision) -> Stepped:
-            return self.bench.stepped(self.step, precision, lefts[precision])
+            return self.bench.stepped(self.step, precision, unrecorded[precision])
 
         nothing = Stepped()
         sides = Sides(nothing, nothing, ())
-        if stepped(self.step):
+        if took_step(self.step):
             sides = self.bench.sides(self.step, part, self.draws)
         return StepStages(self.step, self.run, sides, self.bench, self._rule)
 

@@ -10,8 +10,8 @@ from jaxclip.parity._verify._assembly import Assembly
 from jaxclip.parity._verify._known import Known, change
 from jaxclip.parity._verify._norms import explained, inaccuracy
 from jaxclip.parity._verify._own_gradients import grain_of, is_blind, own_gradients
+from jaxclip.parity._verify._recorded import as_precise, named_state, took_step
 from jaxclip.parity._verify._results import NotCompared, StageResult, refused
-from jaxclip.parity._verify._sides import as_precise, named_state, stepped
 
 Array = np.ndarray[Any, Any]
 
@@ -28,7 +28,7 @@ class StepStages(Assembly):
 
     def stages(self) -> Iterator[StageResult]:
         """Compare stage after stage."""
-        if not stepped(self.step):
+        if not took_step(self.step):
             yield from self._skipped()
             return
         yield self._total_norm()

@@ -9,6 +9,7 @@ from jaxclip.parity._trace._step import Step
 from jaxclip.parity._verify import _products
 from jaxclip.parity._verify._aligned import Aligned
 from jaxclip.parity._verify._alignment import Alignment
+from jaxclip.parity._verify._bench import Bench
 from jaxclip.parity._verify._difference import Difference
 from jaxclip.parity._verify._explaining import explained
 from jaxclip.parity._verify._free_run import run_freely
@@ -20,7 +21,6 @@ from jaxclip.parity._verify._report import Report
 from jaxclip.parity._verify._results import StageResult
 from jaxclip.parity._verify._runs import Runs
 from jaxclip.parity._verify._samples import Rule
-from jaxclip.parity._verify._sides import Bench
 from jaxclip.parity._verify._watching import Watched
 from jaxclip.parity._verify._words import words_for
 
