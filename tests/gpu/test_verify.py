@@ -16,7 +16,7 @@ from torch import nn
 
 from jaxclip import clip_by_global_norm, optim
 from jaxclip.parity import Port, compare_traces, open_trace, record, verify
-from jaxclip.parity._verify._products import full_products
+from jaxclip.parity._verify._compute._products import full_products
 from tests.parity import jax_runs
 from tests.parity.loops import X, Y, equal, step
 from tests.parity.mutations import MUTATIONS, Mutation, mutated

@@ -27,13 +27,13 @@ import torchref.rnn
 from jaxclip import models
 from jaxclip.models import linen
 from jaxclip.parity import Port, open_trace, verify
-from jaxclip.parity._verify._alignment import Alignment
-from jaxclip.parity._verify._bench import Bench
-from jaxclip.parity._verify._models import read_model
-from jaxclip.parity._verify._results import STAGES, StageResult
-from jaxclip.parity._verify._runs import Runs
-from jaxclip.parity._verify._samples import Rule, Sample
-from jaxclip.parity._verify._stages import Comparing
+from jaxclip.parity._verify._alignment._alignment import Alignment
+from jaxclip.parity._verify._compute._bench import Bench
+from jaxclip.parity._verify._compute._runs import Runs
+from jaxclip.parity._verify._judge._samples import Rule, Sample
+from jaxclip.parity._verify._judge._stages import Comparing
+from jaxclip.parity._verify._port._models import read_model
+from jaxclip.parity._verify._report._results import STAGES, StageResult
 from tests.parity.mutations import MUTATIONS, Mutation, mutated
 from tests.parity.recordings import port_of, recorded
 from tests.parity.trainings import port, recording

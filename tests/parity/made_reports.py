@@ -7,17 +7,17 @@ from typing import Any
 import numpy as np
 
 from jaxclip.parity import Difference, LoopWarning, ModuleRecord, Report, Run
-from jaxclip.parity._verify._difference import pictured
-from jaxclip.parity._verify._errors import Error
+from jaxclip.parity._verify._compute._errors import Error
 from jaxclip.parity._verify._free_run import FreeRun, FreeStep
-from jaxclip.parity._verify._results import (
+from jaxclip.parity._verify._judge._difference import pictured
+from jaxclip.parity._verify._judge._samples import Rule, Sample
+from jaxclip.parity._verify._report._results import (
     STAGES,
     NotCompared,
     StageResult,
     TensorResult,
     judged,
 )
-from jaxclip.parity._verify._samples import Rule, Sample
 
 HOSTILE = (
     "</script><script>alert(1)</script>",

@@ -5,9 +5,9 @@ import jax.numpy as jnp
 import pytest
 from flax import linen, nnx
 
-from jaxclip.parity._verify._capture import captured_nnx
-from jaxclip.parity._verify._models import LinenModel, NNXModel, read_model
-from jaxclip.parity._verify._replay import Replay
+from jaxclip.parity._verify._port._capture import captured_nnx
+from jaxclip.parity._verify._port._models import LinenModel, NNXModel, read_model
+from jaxclip.parity._verify._port._replay import Replay
 
 
 class Inner(nnx.Linear):

@@ -3,8 +3,8 @@
 import numpy as np
 import pytest
 
-from jaxclip.parity._verify._difference import MOST_CELLS
-from jaxclip.parity._verify._samples import Rule
+from jaxclip.parity._verify._judge._difference import MOST_CELLS
+from jaxclip.parity._verify._judge._samples import Rule
 from tests.parity.made_reports import picture_of
 
 BY_TENTHS = Rule(rtol=0.0, atol=0.1)

@@ -10,7 +10,7 @@ from scripts.calibrate_noise import DTYPES, KINDS, PAGE, Run, measured, render, 
 
 from jaxclip import optim
 from jaxclip.parity import verify
-from jaxclip.parity._verify._results import STAGES
+from jaxclip.parity._verify._report._results import STAGES
 from tests.parity.recordings import OPTIMIZERS, port_of, recorded
 from tests.trios import BY_NAME
 

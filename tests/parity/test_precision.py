@@ -11,8 +11,8 @@ from torch.nn import functional as F
 
 from jaxclip import clip_by_global_norm, optim
 from jaxclip.parity import Port, record, verify
-from jaxclip.parity._verify._jaxprs import Evaluation
-from jaxclip.parity._verify._precision import Traced
+from jaxclip.parity._verify._compute._jaxprs import Evaluation
+from jaxclip.parity._verify._compute._precision import Traced
 
 pytestmark = pytest.mark.usefixtures("quick_compilation")
 

@@ -19,10 +19,10 @@ from flax import nnx
 from torch import nn
 
 from jaxclip.parity import Port, open_trace, record, record_jax, verify
-from jaxclip.parity._verify import _products
-from jaxclip.parity._verify._jaxprs import jaxprs_in
-from jaxclip.parity._verify._precision import Traced
-from jaxclip.parity._verify._runs import Runs
+from jaxclip.parity._verify._compute import _products
+from jaxclip.parity._verify._compute._jaxprs import jaxprs_in
+from jaxclip.parity._verify._compute._precision import Traced
+from jaxclip.parity._verify._compute._runs import Runs
 
 HIGHEST, DEFAULT = jax.lax.Precision.HIGHEST, jax.lax.Precision.DEFAULT
 F32 = np.dtype("float32")

@@ -13,8 +13,8 @@ from jaxclip import models, optim
 from jaxclip.convert import ConversionError
 from jaxclip.models import linen as models_linen
 from jaxclip.parity import Port, open_trace, record, replayed_mask, verify
-from jaxclip.parity._verify._replay import _drawn
-from jaxclip.parity._verify._runs import Runs
+from jaxclip.parity._verify._compute._runs import Runs
+from jaxclip.parity._verify._port._replay import _drawn
 from tests.parity.dropped_nets import (
     NETS,
     bare_port,

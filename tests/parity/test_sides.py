@@ -9,11 +9,11 @@ import pytest
 
 from jaxclip.parity import open_trace, verify
 from jaxclip.parity._trace._digest import digest
-from jaxclip.parity._verify._alignment import Alignment
-from jaxclip.parity._verify._bench import Bench
-from jaxclip.parity._verify._errors import Error, errors_of
-from jaxclip.parity._verify._models import read_model
-from jaxclip.parity._verify._runs import Precision, Runs
+from jaxclip.parity._verify._alignment._alignment import Alignment
+from jaxclip.parity._verify._compute._bench import Bench
+from jaxclip.parity._verify._compute._errors import Error, errors_of
+from jaxclip.parity._verify._compute._runs import Precision, Runs
+from jaxclip.parity._verify._port._models import read_model
 from tests.parity.recordings import port_of, recorded
 from tests.trios import BY_NAME
 

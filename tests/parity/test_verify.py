@@ -17,7 +17,7 @@ from flax import nnx
 from jaxclip import cli, convert, optim
 from jaxclip.parity import ParityError, Port, compare, open_trace, record, verify
 from jaxclip.parity._trace._writer import TraceWriter
-from jaxclip.parity._verify._results import STAGES
+from jaxclip.parity._verify._report._results import STAGES
 from tests.parity.recordings import port_of, recorded
 from tests.parity.trainings import port, recording
 from tests.trios import BY_NAME

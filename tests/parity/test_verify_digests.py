@@ -13,12 +13,12 @@ from flax import nnx
 
 from jaxclip import optim
 from jaxclip.parity import Port, digest, open_trace, record, verify
-from jaxclip.parity._verify._digests import judged_by_digest
-from jaxclip.parity._verify._errors import Error
-from jaxclip.parity._verify._known import Known, change, read
-from jaxclip.parity._verify._norms import inaccuracy
-from jaxclip.parity._verify._results import STAGES
-from jaxclip.parity._verify._samples import Rule, Sample
+from jaxclip.parity._verify._compute._errors import Error
+from jaxclip.parity._verify._compute._known import Known, change, read
+from jaxclip.parity._verify._compute._norms import inaccuracy
+from jaxclip.parity._verify._judge._digests import judged_by_digest
+from jaxclip.parity._verify._judge._samples import Rule, Sample
+from jaxclip.parity._verify._report._results import STAGES
 from tests.parity import recordings, trainings
 from tests.parity.mutations import MUTATIONS, mutated
 from tests.parity.small_nets import NETS

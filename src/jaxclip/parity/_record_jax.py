@@ -7,7 +7,7 @@ from pathlib import Path
 from jaxclip.parity._jax._recorder import JaxRecording
 from jaxclip.parity._trace._options import Options
 from jaxclip.parity._trace._records import STAGES
-from jaxclip.parity._verify._port import Port
+from jaxclip.parity._verify._port._port import Port
 
 
 def record_jax(

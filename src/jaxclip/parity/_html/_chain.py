@@ -7,10 +7,10 @@ from typing import TYPE_CHECKING
 from jaxclip.parity._html._figures import LEGEND, brief, level, number
 from jaxclip.parity._html._markup import Markup, el, join, name_of
 from jaxclip.parity._html._summary import icon
-from jaxclip.parity._verify._results import StageResult, TensorResult
+from jaxclip.parity._verify._report._results import StageResult, TensorResult
 
 if TYPE_CHECKING:
-    from jaxclip.parity._verify._report import Report
+    from jaxclip.parity._verify._report._report import Report
 
 _LEAST, _MOST = -3, 6
 """Between which powers of ten of what is allowed a bar is drawn."""

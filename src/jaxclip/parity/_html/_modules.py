@@ -8,10 +8,10 @@ from jaxclip.parity._html._chain import worst
 from jaxclip.parity._html._figures import brief, level
 from jaxclip.parity._html._markup import Markup, el, join, name_of
 from jaxclip.parity._html._summary import icon
-from jaxclip.parity._verify._results import TensorResult
+from jaxclip.parity._verify._report._results import TensorResult
 
 if TYPE_CHECKING:
-    from jaxclip.parity._verify._report import Report
+    from jaxclip.parity._verify._report._report import Report
 
 _STAGES = ("activations", "gradients", "update")
 

@@ -16,7 +16,7 @@ from jaxclip.parity._html._tensors import tensors
 from jaxclip.parity._html._trajectory import trajectory
 
 if TYPE_CHECKING:
-    from jaxclip.parity._verify._report import Report
+    from jaxclip.parity._verify._report._report import Report
 
 _ICONS = Markup(
     '<svg hidden width="0" height="0" aria-hidden="true">'

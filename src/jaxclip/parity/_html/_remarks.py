@@ -6,7 +6,7 @@ from typing import TYPE_CHECKING
 from jaxclip.parity._html._markup import Markup, el, join, name_of
 
 if TYPE_CHECKING:
-    from jaxclip.parity._verify._report import Report
+    from jaxclip.parity._verify._report._report import Report
 
 
 def mistakes(report: "Report") -> Markup | None:

@@ -6,11 +6,11 @@ from typing import TYPE_CHECKING
 
 from jaxclip.parity._html._figures import count, level, number
 from jaxclip.parity._html._markup import Markup, el, join, name_of
-from jaxclip.parity._verify._results import TensorResult
-from jaxclip.parity._verify._words import TRACES, Words
+from jaxclip.parity._verify._report._results import TensorResult
+from jaxclip.parity._verify._report._words import TRACES, Words
 
 if TYPE_CHECKING:
-    from jaxclip.parity._verify._report import Report
+    from jaxclip.parity._verify._report._report import Report
 
 
 def recorded_side(report: "Report") -> str:

@@ -8,11 +8,11 @@ from typing import TYPE_CHECKING, Any
 from jaxclip.parity._html._figures import count, level, number
 from jaxclip.parity._html._markup import Markup, data, el, name_of, visible
 from jaxclip.parity._html._summary import icon, index
-from jaxclip.parity._verify._results import BATCH, STAGES, TensorResult
-from jaxclip.parity._verify._words import Words
+from jaxclip.parity._verify._report._results import BATCH, STAGES, TensorResult
+from jaxclip.parity._verify._report._words import Words
 
 if TYPE_CHECKING:
-    from jaxclip.parity._verify._report import Report
+    from jaxclip.parity._verify._report._report import Report
 
 PAGE = 25
 """How many rows are shown at once."""

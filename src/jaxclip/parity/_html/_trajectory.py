@@ -11,7 +11,7 @@ from jaxclip.parity._html._summary import recorded_side
 from jaxclip.parity._verify._free_run import FreeRun
 
 if TYPE_CHECKING:
-    from jaxclip.parity._verify._report import Report
+    from jaxclip.parity._verify._report._report import Report
 
 
 def trajectory(report: "Report") -> Markup | None:

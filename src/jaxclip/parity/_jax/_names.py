@@ -8,7 +8,7 @@ import jax.numpy as jnp
 import numpy as np
 
 from jaxclip.parity._arrays import as_array
-from jaxclip.parity._verify._models import Model
+from jaxclip.parity._verify._port._models import Model
 
 Array = np.ndarray[Any, Any]
 Arrays = dict[str, Array]

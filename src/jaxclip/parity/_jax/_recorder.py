@@ -33,8 +33,8 @@ from jaxclip.parity._jax._training import Training
 from jaxclip.parity._trace._options import Options
 from jaxclip.parity._trace._records import LoopWarning
 from jaxclip.parity._trace._writer import TraceWriter, make_room
-from jaxclip.parity._verify._bench import norm_in
-from jaxclip.parity._verify._port import Port
+from jaxclip.parity._verify._compute._bench import norm_in
+from jaxclip.parity._verify._port._port import Port
 
 
 class JaxRecording:

@@ -9,13 +9,13 @@ import jax.numpy as jnp
 import numpy as np
 from flax import nnx
 
-from jaxclip.parity._verify._bench import norm_in
-from jaxclip.parity._verify._capture import Calls, Order
-from jaxclip.parity._verify._dropouts import Dropouts
-from jaxclip.parity._verify._models import LinenModel, NNXModel, read_model
-from jaxclip.parity._verify._port import Port
-from jaxclip.parity._verify._replay import Masks
-from jaxclip.parity._verify._runs import Forward, Precision, Runs
+from jaxclip.parity._verify._compute._bench import norm_in
+from jaxclip.parity._verify._compute._runs import Forward, Precision, Runs
+from jaxclip.parity._verify._port._capture import Calls, Order
+from jaxclip.parity._verify._port._dropouts import Dropouts
+from jaxclip.parity._verify._port._models import LinenModel, NNXModel, read_model
+from jaxclip.parity._verify._port._port import Port
+from jaxclip.parity._verify._port._replay import Masks
 
 
 class Variables(NamedTuple):

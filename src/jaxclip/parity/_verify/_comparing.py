@@ -6,8 +6,8 @@ from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from jaxclip.parity._verify._port import Port
-from jaxclip.parity._verify._report import Report
+from jaxclip.parity._verify._port._port import Port
+from jaxclip.parity._verify._report._report import Report
 from jaxclip.parity._verify._verifying import verify
 
 if TYPE_CHECKING:

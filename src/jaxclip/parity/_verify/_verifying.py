@@ -6,23 +6,23 @@ from typing import Any
 
 from jaxclip.parity._trace._reader import Trace, open_trace
 from jaxclip.parity._trace._step import Step
-from jaxclip.parity._verify import _products
-from jaxclip.parity._verify._aligned import Aligned
-from jaxclip.parity._verify._alignment import Alignment
-from jaxclip.parity._verify._bench import Bench
-from jaxclip.parity._verify._difference import Difference
-from jaxclip.parity._verify._explaining import explained
+from jaxclip.parity._verify._alignment._aligned import Aligned
+from jaxclip.parity._verify._alignment._alignment import Alignment
+from jaxclip.parity._verify._alignment._jax_alignment import JaxAlignment
+from jaxclip.parity._verify._compute import _products
+from jaxclip.parity._verify._compute._bench import Bench
+from jaxclip.parity._verify._compute._precision import coarsest, is_coarse, note
+from jaxclip.parity._verify._compute._runs import Runs
 from jaxclip.parity._verify._free_run import run_freely
-from jaxclip.parity._verify._jax_alignment import JaxAlignment
-from jaxclip.parity._verify._models import read_model
-from jaxclip.parity._verify._port import Port
-from jaxclip.parity._verify._precision import coarsest, is_coarse, note
-from jaxclip.parity._verify._report import Report
-from jaxclip.parity._verify._results import StageResult
-from jaxclip.parity._verify._runs import Runs
-from jaxclip.parity._verify._samples import Rule
-from jaxclip.parity._verify._watching import Watched
-from jaxclip.parity._verify._words import words_for
+from jaxclip.parity._verify._judge._difference import Difference
+from jaxclip.parity._verify._judge._samples import Rule
+from jaxclip.parity._verify._kinks._explaining import explained
+from jaxclip.parity._verify._kinks._watching import Watched
+from jaxclip.parity._verify._port._models import read_model
+from jaxclip.parity._verify._port._port import Port
+from jaxclip.parity._verify._report._report import Report
+from jaxclip.parity._verify._report._results import StageResult
+from jaxclip.parity._verify._report._words import words_for
 
 
 def verify(

@@ -1,0 +1,1 @@
+"""Which array of a recording is which of a port."""

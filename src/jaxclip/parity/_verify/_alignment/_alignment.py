@@ -1,0 +1,342 @@
+"""A recording's arrays as the port has them, and the port's as the recording does.
+
+All is compared under torch's names and in torch's layout, which are those of the
+recording, and which the user of torch sees.
+"""
+
+import itertools
+from collections.abc import Callable, Collection, Iterable, Iterator, Mapping, Sequence
+from typing import Any, NamedTuple
+
+import jax
+import numpy as np
+import optax
+
+from jaxclip import convert
+from jaxclip._arrays import to_numpy
+from jaxclip.convert import ConversionError, ModulePair, WeightMap
+from jaxclip.convert._map import activations as outputs
+from jaxclip.convert._map.pieces import pieces
+from jaxclip.convert._optimizers.collecting import Collecting
+from jaxclip.convert._optimizers.layout import Layout
+from jaxclip.convert._rules import layouts
+from jaxclip.convert._targets.tree import tree_path
+from jaxclip.parity._arrays import unfilled
+from jaxclip.parity._trace._records import Run
+from jaxclip.parity._trace._step import Step
+from jaxclip.parity._verify._port._capture import Calls
+from jaxclip.parity._verify._port._dropouts import Dropouts
+from jaxclip.parity._verify._port._models import Model
+from jaxclip.parity._verify._port._port import Port
+
+Array = np.ndarray[Any, Any]
+Arrays = Mapping[str, Array]
+Cast = Callable[[Array], Array]
+State = Mapping[str, Mapping[str, Any]]
+
+
+class Place(NamedTuple):
+    """Where an array of activations comes from: ``Call``, without the type."""
+
+    module: str
+    call: int
+    output: str
+
+    def __str__(self) -> str:
+        """Name the module, and the call and the part if there are several."""
+        call = f", call {self.call}" if self.call else ""
+        part = f", output {self.output}" if self.output else ""
+        return f"{self.module}{call}{part}"
+
+
+class Alignment:
+    """Which array of a recording is which of a port.
+
+    Args:
+        model: The port's model.
+        port: What the user says of it.
+        run: What holds for the recorded run.
+        step: A recorded step, for the names and shapes of its weights.
+
+    Attributes:
+        weights: The map of the weights.
+        dropouts: Which dropout of the port is which of torch's.
+        untied: Names of one parameter in torch that are several in the port.
+
+    Raises:
+        ConversionError: If the weights do not fit.
+    """
+
+    def __init__(self, model: Model, port: Port, run: Run, step: Step) -> None:
+        """Make the map, unless the user gives it."""
+        self._model = model
+        self.weights = _mapping(model, port, run, step)
+        if port.layouts is not None:
+            self.weights = self.weights.with_layouts(port.layouts)
+        self.dropouts = Dropouts(model, run, self.weights, port.dropouts or {})
+        self._known = {name for entry in self.weights.entries for name in entry.names}
+        self._optimized = [n for group in run.groups for n in group if n in self._known]
+        self._aliases = run.tied
+        trained = self.weights.parameters()
+        self._trained = {name for entry in trained.entries for name in entry.names}
+        self._computed = {
+            name
+            for entry in self.weights.entries
+            if not entry.leaves or pieces(entry) is None
+            for name in entry.names
+        }
+        self.untied = _untied(self.weights, run)
+
+    def unknown(self, name: str) -> str:
+        """Say why a tensor of the recording is not compared, or nothing."""
+        if name not in self._known:
+            return "named in ignore"
+        if name in self._computed:
+            return "the map computes it, and does not only move elements about"
+        return ""
+
+    def is_alias(self, name: str) -> bool:
+        """Say whether what is kept of a parameter is recorded under another name."""
+        parameter = name.rpartition("/")[0]
+        return any(parameter in others for others in self._aliases.values())
+
+    def variables(self, step: Step, cast: Cast) -> Any:
+        """Return the variables that hold a step's weights and buffers."""
+        recorded = {**step.params, **step.buffers}
+        tensors = {name: cast(array) for name, array in recorded.items()}
+        for name, others in self._aliases.items():
+            tensors |= {other: tensors[name] for other in others if name in tensors}
+        known = {name: tensors[name] for name in tensors if name in self._known}
+        return self.weights.to_flax(known, like=self._model.variables)
+
+    def opt_state(
+        self, state: State, fresh: Any, params: Any, count: int, cast: Cast
+    ) -> Any:
+        """Return a fresh state of a transformation with what torch's optimizer kept."""
+        kept = {
+            # A count of steps is no number that rounds.
+            number: {
+                key: array if key == "step" else cast(array)
+                for key, array in state[name].items()
+            }
+            for number, name in enumerate(self._optimized)
+            if name in state
+        }
+        numbers = [*range(len(self._optimized))]
+        return convert.opt_state_from_torch(
+            {"state": kept, "param_groups": [{"params": numbers}]},
+            None,
+            optax.GradientTransformation(lambda params: fresh, optax.identity().update),
+            params=params,
+            mapping=self.weights,
+            param_names=self._optimized,
+            count=count,
+        )
+
+    def clip_state(self, state: State, fresh: Any, params: Any, cast: Cast) -> Any:
+        """Return a fresh state: torch's clips keep none."""
+        del state, params, cast
+        return fresh
+
+    def kept(self, opt_state: Any, clip_state: Any, params: Any) -> dict[str, Array]:
+        """Return what a state keeps of each parameter, by ``"name/key"``."""
+        del clip_state, params
+        layout = Layout.of(self.weights.parameters(), self._optimized)
+        found = Collecting(layout, opt_state).kept
+        return {
+            f"{name}/{key}": np.asarray(value)
+            for name, own in found.items()
+            for key, value in own.items()
+            if value is not None
+        }
+
+    def params(self, tree: Any) -> dict[str, Array]:
+        """Return a tree like the parameters by torch's names."""
+        values = {
+            (*self._model.prefix, *tree_path(path)): leaf
+            for path, leaf in jax.tree_util.tree_leaves_with_path(tree)
+        }
+        return self._named(values, self._trained)
+
+    def buffers(self, rest: Any) -> dict[str, Array]:
+        """Return what is no parameter by torch's names."""
+        values = {
+            tree_path(path): leaf
+            for path, leaf in jax.tree_util.tree_leaves_with_path(rest)
+        }
+        return self._named(values, self._known - self._trained)
+
+    def replaced(self, tree: Any, arrays: Arrays, cast: Cast) -> Any:
+        """Return a tree like the parameters, with the recorded arrays put in."""
+        own = self.params(tree)
+        merged = {
+            name: cast(arrays[name]) if name in arrays else own[name] for name in own
+        }
+        for name, others in self._aliases.items():
+            if name in arrays:
+                merged |= {o: cast(arrays[name]) for o in others if o in merged}
+        prefix = self._model.prefix
+        values: dict[tuple[str, ...], Array] = {}
+        for entry in self.weights.parameters().entries:
+            if all(name in merged for name in entry.names):
+                made = entry.to_flax(*(merged[name] for name in entry.names))
+                values |= zip((leaf.path for leaf in entry.leaves), made, strict=True)
+
+        def put(path: Any, old: Any) -> Any:
+            return values.get((*prefix, *tree_path(path)), old)
+
+        return jax.tree_util.tree_map_with_path(put, tree)
+
+    def without(self, tree: Any, names: Collection[str]) -> Any:
+        """Return a tree like the parameters, with nothing in the place of some."""
+        aliases = (self._aliases.get(name, ()) for name in names)
+        known = {*names, *itertools.chain.from_iterable(aliases)} - self._computed
+        emptied = {
+            leaf.path
+            for entry in self.weights.parameters().entries
+            if {*entry.names} <= known
+            for leaf in entry.leaves
+        }
+        prefix = self._model.prefix
+
+        def put(path: Any, old: Any) -> Any:
+            return unfilled(old) if (*prefix, *tree_path(path)) in emptied else old
+
+        return jax.tree_util.tree_map_with_path(put, tree)
+
+    def _named(
+        self, values: Mapping[tuple[str, ...], Any], names: set[str]
+    ) -> dict[str, Array]:
+        found: dict[str, Array] = {}
+        for entry in self.weights.entries:
+            if not {*entry.names} <= names - self._computed:
+                continue
+            arrays = [to_numpy(values[leaf.path]) for leaf in entry.leaves]
+            found |= zip(entry.names, entry.to_torch(*arrays), strict=True)
+        return found
+
+    # What modules return.
+
+    def activations(
+        self, calls: Calls, order: Sequence[Place]
+    ) -> tuple[dict[Place, Array], dict[str, str]]:
+        """Return what modules returned as torch's did.
+
+        Args:
+            calls: What Flax's returned.
+            order: The recorded activations, in order.
+
+        Returns:
+            The arrays, and for each torch module that has none the reason.
+        """
+        both = *self.weights.modules, *self.dropouts.pairs(calls)
+        pairs = {pair.torch: pair for pair in both}
+        shared = _shared_out(pairs, calls, order)
+        arrays: dict[Place, Array] = {}
+        reasons: dict[str, str] = {}
+        for module in dict.fromkeys(place.module for place in order):
+            reason = self._reason(pairs.get(module), shared.get(module))
+            if reason:
+                reasons[module] = reason
+                continue
+            for call, output in enumerate(shared[module]):
+                try:
+                    laid = outputs.to_torch(
+                        {pairs[module].flax: pairs[module]},
+                        {pairs[module].flax: output},
+                        np.asarray,
+                    )[module]
+                except ConversionError as error:
+                    reasons[module] = "; ".join(error.problems)
+                    break
+                for part, array in flat(laid):
+                    arrays[Place(module, call, part)] = array
+        return arrays, reasons
+
+    def _reason(self, pair: ModulePair | None, calls: list[Any] | None) -> str:
+        if pair is None:
+            return "not paired with a module of the port: say it in layouts"
+        if pair.flax in self._model.hidden:
+            return "called inside of a transformation, as lax.scan is"
+        if calls is None:
+            return f"the port calls {pair.flax!r} nowhere, or another number of times"
+        if pair.layout is None:
+            return "how its output lies is not known: say it in layouts"
+        return ""
+
+    def outputs(self, value: Any) -> dict[str, Array]:
+        """Return the outputs of the model as torch's, each by its place."""
+        known = {pair.torch: pair.layout for pair in self.weights.modules}
+        layout = known.get("") or layouts.SAME
+        laid = layouts.apply(
+            lambda array, each: layouts.to_torch(to_numpy(array), each), value, layout
+        )
+        return dict(flat(laid))
+
+
+def flat(value: Any) -> Iterator[tuple[str, Array]]:
+    """Yield the arrays of an output, with their places in it."""
+    for path, leaf in jax.tree_util.tree_leaves_with_path(value):
+        keys = (jax.tree_util.keystr((key,), simple=True) for key in path)
+        yield ".".join(keys), np.asarray(to_numpy(leaf))
+
+
+def _mapping(model: Model, port: Port, run: Run, step: Step) -> WeightMap:
+    """Map the recorded weights, under one name each or under all that they have."""
+    if port.mapping is not None:
+        return port.mapping
+    options: dict[str, Any] = {
+        "rename": port.rename,
+        "ignore": port.ignore,
+        "flatten": port.flatten,
+        "stacked": port.stacked,
+    }
+    recorded = {**step.params, **step.buffers}
+    aliases = {
+        other: recorded[name]
+        for name, others in run.tied.items()
+        if name in recorded
+        for other in others
+    }
+    try:
+        return convert.mapping(model.target, recorded, **options)
+    except ConversionError:
+        if not aliases:
+            raise
+    return convert.mapping(model.target, recorded | aliases, **options)
+
+
+def _untied(weights: WeightMap, run: Run) -> list[tuple[str, ...]]:
+    variables = {
+        name: tuple(leaf.path for leaf in entry.leaves)
+        for entry in weights.entries
+        for name in entry.names
+    }
+    found = []
+    for name, others in run.tied.items():
+        names = tuple(each for each in (name, *others) if each in variables)
+        if len({variables[each] for each in names}) > 1:
+            found.append(names)
+    return found
+
+
+def _shared_out(
+    pairs: Mapping[str, ModulePair], calls: Calls, order: Iterable[Place]
+) -> dict[str, list[Any]]:
+    """Share the calls of a module out to the torch modules that it is.
+
+    Flax lists a module that is reached by several names (a tied embedding) under one
+    of them; torch calls each of them, in an order that is the same.
+    """
+    by_origin: dict[str, list[str]] = {}
+    for module, _ in dict.fromkeys((place.module, place.call) for place in order):
+        if module in pairs:
+            pair = pairs[module]
+            origin = pair.flax if pair.alias_of is None else pair.alias_of
+            by_origin.setdefault(origin, []).append(module)
+    shared: dict[str, list[Any]] = {}
+    for origin, modules in by_origin.items():
+        if len(modules) == len(calls.get(origin, [])):
+            for module, output in zip(modules, calls[origin], strict=True):
+                shared.setdefault(module, []).append(output)
+    return shared

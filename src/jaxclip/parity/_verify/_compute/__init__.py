@@ -1,0 +1,1 @@
+"""A recorded step as the port computes it, in several precisions."""

@@ -1,0 +1,271 @@
+"""Evaluating what JAX traced equation by equation, so that it can be changed.
+
+In float64 throughout, whatever the traced function casts to (``lift``); and with single
+elements of what it computes moved by a little (``moves``), where a comparison or a
+maximum looks at them.
+"""
+
+from collections.abc import Callable, Mapping, Sequence
+from typing import Any, NamedTuple
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+from jax.extend import core
+
+from jaxclip.parity._verify._compute._lifting import bound, lifted
+from jaxclip.parity._verify._kinks._deciding import Decision, decision_of
+
+Moves = Mapping[int, tuple[Any, Any]]
+"""By the number of a value: flat indices of its elements, and what is added there."""
+
+_INLINED = {
+    "jit": "jaxpr",
+    "pjit": "jaxpr",
+    "closed_call": "call_jaxpr",
+    "core_call": "call_jaxpr",
+    "custom_jvp_call": "call_jaxpr",
+    "custom_vjp_call": "call_jaxpr",
+    "checkpoint": "jaxpr",
+    "remat2": "jaxpr",
+}
+"""Primitives that do nothing but what is in them, and the parameter that has it."""
+
+
+class Value(NamedTuple):
+    """A value, and its number; a constant has none."""
+
+    array: Any
+    number: int | None = None
+
+
+class Seen(NamedTuple):
+    """A decision, and what it was made of.
+
+    Attributes:
+        decision: The decision.
+        number: The number of the value that decides.
+        value: The value; for a scan those of all iterations, stacked.
+        bound: What it is held against, likewise; None if that is 0 or itself.
+        where: Functions and files in which it is made, the innermost last.
+    """
+
+    decision: Decision
+    number: int
+    value: Any
+    bound: Any
+    where: tuple[str, ...]
+
+
+class Evaluation:
+    """One evaluation of a traced function.
+
+    Args:
+        lift: Whether all floats are float64.
+        moves: What is added to elements of its values.
+
+    Attributes:
+        seen: The decisions that were made, in order.
+    """
+
+    def __init__(self, *, lift: bool = False, moves: Moves | None = None) -> None:
+        """Start with nothing seen."""
+        self._lift, self._moves = lift, moves or {}
+        self.seen: list[Seen] = []
+        self._count = 0
+        self._blind = False
+        self._passed: dict[int, int] = {}
+
+    def __call__(self, closed: core.ClosedJaxpr, *args: Any) -> list[Any]:
+        """Evaluate it."""
+        given = [self._made(self._cast(arg), None) for arg in args]
+        return [
+            value.array
+            for value in self._run(closed.jaxpr, closed.consts, given, (), None)
+        ]
+
+    def _cast(self, array: Any) -> Any:
+        return lifted(array) if self._lift else array
+
+    def _made(self, array: Any, position: Any) -> Value:
+        """Number a value, and move its elements.
+
+        Args:
+            array: The value.
+            position: In which iteration of a scan it is made, or None.
+        """
+        number = self._count
+        self._count += 1
+        if number in self._moves and not self._blind:
+            where, by = self._moves[number]
+            local = where if position is None else where - position * array.size
+            # What is out of bounds is dropped; a negative index would not be.
+            local = jnp.where(local < 0, array.size, local)
+            flat = array.reshape(-1).at[local].add(by.astype(array.dtype), mode="drop")
+            array = flat.reshape(array.shape)
+        return Value(array, number)
+
+    def _run(
+        self,
+        jaxpr: core.Jaxpr,
+        consts: Sequence[Any],
+        given: Sequence[Value],
+        where: tuple[str, ...],
+        position: Any,
+    ) -> list[Value]:
+        known: dict[Any, Value] = {}
+
+        def read(atom: Any) -> Value:
+            if hasattr(atom, "val"):  # a literal
+                return Value(self._cast(np.asarray(atom.val, atom.aval.dtype)))
+            return known[atom]
+
+        for var, const in zip(jaxpr.constvars, consts, strict=True):
+            known[var] = Value(self._cast(const))
+        known |= zip(jaxpr.invars, given, strict=True)
+        for eqn in jaxpr.eqns:
+            values = [read(atom) for atom in eqn.invars]
+            made = self._equation(eqn, values, where, position)
+            known |= zip(eqn.outvars, made, strict=True)
+        return [read(atom) for atom in jaxpr.outvars]
+
+    def _equation(
+        self, eqn: Any, values: list[Value], where: tuple[str, ...], position: Any
+    ) -> list[Value]:
+        name = eqn.primitive.name
+        if name in _INLINED and _INLINED[name] in eqn.params:
+            inner = eqn.params[_INLINED[name]]
+            jaxpr = getattr(inner, "jaxpr", inner)
+            called = eqn.params.get("name")
+            within = (*where, called) if isinstance(called, str) else where
+            consts = getattr(inner, "consts", ())
+            return self._run(jaxpr, consts, values, within, position)
+        if name == "scan":
+            return self._scan(eqn, values, where, position)
+        arrays = [value.array for value in values]
+        if name in ("while", "cond"):
+            outputs = (self._while if name == "while" else self._cond)(eqn, arrays)
+        else:
+            self._look(eqn, values, where)
+            outputs = bound(eqn, arrays, lift=self._lift)
+        made = [self._made(output, position) for output in outputs]
+        if name in ("max", "min", "clamp"):
+            self._pass_on(eqn, values, made)
+        return made
+
+    def _pass_on(self, eqn: Any, values: list[Value], made: list[Value]) -> None:
+        """Take what passes a bound for what it was: its derivative compares the two."""
+        for value, atom in zip(values, eqn.invars, strict=True):
+            same = atom.aval.shape == eqn.outvars[0].aval.shape
+            if same and value.number is not None and made[0].number is not None:
+                self._passed[made[0].number] = value.number
+                return
+
+    def _look(self, eqn: Any, values: list[Value], where: tuple[str, ...]) -> None:
+        for decision, place, against in decision_of(eqn):
+            value = values[place]
+            if self._blind or value.number is None:
+                continue
+            bounds = None if against is None else values[against].array
+            source = _source(eqn)
+            names = (*where, source) if source else where
+            number = value.number
+            while number in self._passed:
+                number = self._passed[number]
+            self.seen.append(Seen(decision, number, value.array, bounds, names))
+
+    def _scan(
+        self, eqn: Any, values: list[Value], where: tuple[str, ...], position: Any
+    ) -> list[Value]:
+        given = eqn.params
+        consts, carried = given["num_consts"], given["num_carry"]
+        # A value from outside is moved there, and not anew in each iteration.
+        fixed = [Value(value.array) for value in values[:consts]]
+        start = [value.array for value in values[consts : consts + carried]]
+        xs = [value.array for value in values[consts + carried :]]
+        first, outer = self._count, self.seen
+        inner: list[Seen] = []
+
+        def body(carry: Any, given_x: Any) -> Any:
+            nonlocal inner
+            x, turn = given_x
+            self._count, self.seen = first, []
+            at = turn if position is None else position * given["length"] + turn
+            own = [*fixed, *(self._made(array, at) for array in (*carry, *x))]
+            jaxpr = given["jaxpr"]
+            made = [
+                v.array for v in self._run(jaxpr.jaxpr, jaxpr.consts, own, where, at)
+            ]
+            inner, self.seen = self.seen, outer
+            kept = [(seen.value, seen.bound) for seen in inner]
+            return made[:carried], (made[carried:], kept)
+
+        turns = jnp.arange(given["length"])
+        ended, (ys, kept) = jax.lax.scan(
+            body,
+            start,
+            (xs, turns),
+            length=given["length"],
+            reverse=given["reverse"],
+            unroll=given["unroll"],
+        )
+        self.seen = outer + [
+            seen._replace(decision=seen.decision.repeated(), value=value, bound=bounds)
+            for seen, (value, bounds) in zip(inner, kept, strict=True)
+        ]
+        return [self._made(array, position) for array in (*ended, *ys)]
+
+    def _opaque(self, closed: Any, consts: Sequence[Any] = ()) -> Callable[..., Any]:
+        """Return a function that evaluates in what nothing is looked at."""
+
+        def call(*args: Any) -> list[Any]:
+            inner = Evaluation(lift=self._lift)
+            inner._blind = True
+            return inner(closed, *consts, *args)
+
+        return call
+
+    def _while(self, eqn: Any, arrays: list[Any]) -> list[Any]:
+        given = eqn.params
+        first, second = given["cond_nconsts"], given["body_nconsts"]
+        ends = self._opaque(given["cond_jaxpr"], arrays[:first])
+        body = self._opaque(given["body_jaxpr"], arrays[first : first + second])
+        made: list[Any] = jax.lax.while_loop(
+            lambda carry: ends(*carry)[0],
+            lambda carry: body(*carry),
+            arrays[first + second :],
+        )
+        return made
+
+    def _cond(self, eqn: Any, arrays: list[Any]) -> list[Any]:
+        index, *operands = arrays
+        branches = [self._opaque(branch) for branch in eqn.params["branches"]]
+        made: list[Any] = jax.lax.switch(index, branches, *operands)
+        return made
+
+
+def _source(eqn: Any) -> str:
+    """Return the file and line of an equation, where its author wrote them."""
+    traceback = eqn.source_info.traceback
+    for frame in () if traceback is None else traceback.frames:
+        path = frame.file_name.replace("\\", "/")
+        if not any(f"/{package}/" in path for package in _PACKAGES):
+            return f"{path.rpartition('/')[2]}:{frame.line_num}"
+    return ""
+
+
+_PACKAGES = ("jax", "jaxlib", "flax", "optax", "jaxclip/parity")
+
+
+def jaxprs_in(jaxpr: core.Jaxpr) -> list[core.Jaxpr]:
+    """Return a traced function, and those in it."""
+    found = [jaxpr]
+    for eqn in jaxpr.eqns:
+        for leaf in jax.tree.leaves(
+            [*eqn.params.values()],
+            is_leaf=lambda x: isinstance(x, core.Jaxpr | core.ClosedJaxpr),
+        ):
+            if isinstance(leaf, core.Jaxpr | core.ClosedJaxpr):
+                inner: Any = leaf
+                found += jaxprs_in(getattr(inner, "jaxpr", inner))
+    return found

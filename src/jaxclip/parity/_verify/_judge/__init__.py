@@ -1,0 +1,1 @@
+"""A recorded step held against the port, stage by stage."""

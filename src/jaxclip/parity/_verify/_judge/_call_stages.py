@@ -1,0 +1,157 @@
+"""The stages that come of calling the loss function and differentiating it."""
+
+from collections.abc import Iterator
+from functools import partial
+from typing import Any
+
+import numpy as np
+
+from jaxclip.parity._verify._alignment._alignment import Place
+from jaxclip.parity._verify._compute._known import Known, read
+from jaxclip.parity._verify._compute._sides import Called
+from jaxclip.parity._verify._judge._assembly import NO_TOLERANCE, Assembly
+from jaxclip.parity._verify._port._replay import Remark
+from jaxclip.parity._verify._report._results import (
+    NotCompared,
+    StageResult,
+    TensorResult,
+    refused,
+)
+
+Array = np.ndarray[Any, Any]
+
+_NO_OUTPUT = "loss_fn returns no such output"
+
+
+def _activation(side: Called, place: Place) -> Array:
+    return side.activations[place]
+
+
+class CallStages(Assembly):
+    """What a port's loss function and its gradient give, held against a recording."""
+
+    def stages(self) -> Iterator[StageResult]:
+        """Compare stage after stage."""
+        yield self._weights()
+        yield self._activations()
+        yield self._output()
+        yield self._loss()
+        yield self._gradients()
+        yield self.by_name(
+            "buffers after",
+            self.recorded("buffers after", self.step.buffers_after),
+            lambda side: side.buffers,
+        )
+
+    def _weights(self) -> StageResult:
+        untied = [
+            f"{' and '.join(map(repr, names))} are one parameter in "
+            f"{self.words.recorded}, and "
+            f"{len(names)} in the port"
+            for names in self.alignment.untied
+        ]
+        recorded = {**self.step.params, **self.step.buffers}
+        return self.by_name("weights", recorded, lambda side: side.weights, {}, untied)
+
+    def _activations(self) -> StageResult:
+        left = dict(self.wide.unseen)
+        tensors: list[TensorResult] = []
+        remarks = [*self.wide.remarks]
+        for activation in self.step.activations:
+            tensors += self._drawn_otherwise(remarks, activation.module)
+            place = Place(activation.module, activation.call, activation.output)
+            if activation.module in left:
+                continue
+            held = activation.digest
+            recorded = activation.array if held is None else read(held)
+            if isinstance(recorded, Known) and self.rule.rtol is not None:
+                left[str(place)] = NO_TOLERANCE
+                continue
+            if place not in self.wide.activations:
+                left[str(place)] = "the port's module returns no such array"
+                continue
+            tensors.append(
+                self.judged(
+                    *("activations", str(place), activation.module, recorded),
+                    partial(_activation, place=place),
+                )
+            )
+        if not self.step.activations:
+            left[""] = self.absent("activations")
+        tensors += self._drawn_otherwise(remarks)
+        types = {call.module: call.type for call in self.step.activations}
+        return self.stage(
+            "activations",
+            tensors,
+            [
+                NotCompared(f"{name} ({types[name]})" if name in types else name, why)
+                for name, why in left.items()
+            ],
+            [remark.text for remark in remarks],
+        )
+
+    def _drawn_otherwise(
+        self, remarks: list[Remark], module: str | None = None
+    ) -> Iterator[TensorResult]:
+        """Take out what differs in how it is drawn, of a dropout or of all."""
+        for remark in [*remarks]:
+            if remark.wrong and module in (None, remark.module):
+                remarks.remove(remark)
+                where = remark.module
+                yield refused(
+                    *(self.step.number, "activations", f"mask of {where}", remark.text),
+                    module=where,
+                )
+
+    def _output(self) -> StageResult:
+        calls = self._outputs()
+        if len(calls) != 1:
+            times = len(calls)
+            why = (
+                f"the model was called {times} times"
+                if times
+                else self.absent("output")
+            )
+            return self.stage("output", (), [NotCompared("", why)])
+        if self.wide.outputs is None:
+            why = "loss_fn returns the loss alone: let it return (loss, outputs)"
+            return self.stage("output", (), [NotCompared("", why)])
+        [recorded] = calls
+        # A port may return a part, but not something else.
+        own = self.wide.outputs
+        reasons = {name: _NO_OUTPUT for name in recorded if name not in own}
+        return self.by_name(
+            "output",
+            recorded,
+            lambda side: side.outputs or {},
+            reasons if {*own} & {*recorded} else {},
+        )
+
+    def _outputs(self) -> list[dict[str, Array | Known]]:
+        """Return what the model returned in each call, digests with the rest."""
+        digests: dict[str, dict[str, Array | Known]] = {}
+        for name, held in self.step.digests.get("outputs", {}).items():
+            call, _, place = name.partition("/")
+            digests.setdefault(call, {})[place] = read(held)
+        whole: list[dict[str, Array | Known]] = [{**each} for each in self.step.outputs]
+        if len(whole) > 1 or not digests.keys() <= {"0"}:
+            return [*whole, *digests.values()]
+        only = [item for part in (*whole, *digests.values()) for item in part.items()]
+        return [dict(only)] if only else []
+
+    def _loss(self) -> StageResult:
+        if not self.step.loss:
+            return self.stage("loss", (), [NotCompared("", self.absent("loss"))])
+        [first, *others] = self.step.loss
+        # backward adds up gradients: they are those of the sum.
+        loss = sum((o.astype(np.float64) for o in others), first.astype(np.float64))
+        recorded = {"loss": np.asarray(loss, first.dtype) if others else first}
+        return self.by_name("loss", recorded, lambda side: {"loss": side.loss})
+
+    def _gradients(self) -> StageResult:
+        return self.by_name(
+            "gradients",
+            self.with_absent("gradients", self.step.grads),
+            lambda side: side.grads,
+            self.frozen(),
+        )

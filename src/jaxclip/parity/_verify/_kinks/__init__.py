@@ -1,0 +1,1 @@
+"""Where a value decides, and what rounding makes of that."""

@@ -1,0 +1,1 @@
+"""The port: its model, how it is called, and its dropout."""

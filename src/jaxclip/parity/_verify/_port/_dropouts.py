@@ -1,0 +1,152 @@
+"""Which dropout of the port is which of torch's.
+
+A dropout holds no weights, so that no map of weights names it: its place follows from
+the module around it.
+"""
+
+from collections.abc import Iterator, Mapping
+
+from jaxclip.convert import ConversionError, ModulePair, WeightMap
+from jaxclip.convert._modules import joined
+from jaxclip.convert._rules.layouts import SAME, Layout
+from jaxclip.parity._trace._records import ModuleRecord, Run
+from jaxclip.parity._verify._port._capture import Calls
+from jaxclip.parity._verify._port._models import Model
+from jaxclip.parity._verify._port._replay import Masks, Replay
+
+_TORCH = "torch.nn.modules."
+
+_LAYOUTS: dict[str, Layout] = {
+    f"{_TORCH}dropout.Dropout": SAME,
+    f"{_TORCH}dropout.Dropout1d": "channels_last_1d",
+    f"{_TORCH}dropout.Dropout2d": "channels_last_2d",
+    f"{_TORCH}dropout.Dropout3d": "channels_last_3d",
+}
+"""How the input of each kind lies in Flax, unless it is said otherwise."""
+
+_ONE_FOR_ALL = (
+    f"{_TORCH}transformer.TransformerEncoderLayer",
+    f"{_TORCH}transformer.TransformerDecoderLayer",
+)
+"""What has several dropouts where the models here call one as many times."""
+
+
+class Dropouts:
+    """The dropouts of torch's model, and where the port has them.
+
+    Args:
+        model: The port's model.
+        run: What holds for the recorded run.
+        weights: The map of the weights, with the modules that it pairs.
+        said: The paths of the port's by those of torch's, where the user says it.
+
+    Attributes:
+        layouts: How the input of each of torch's lies in the port.
+
+    Raises:
+        ConversionError: If the user speaks of a dropout that is not there.
+    """
+
+    def __init__(
+        self, model: Model, run: Run, weights: WeightMap, said: Mapping[str, str]
+    ) -> None:
+        """Find a place for each."""
+        types = {module.path: module.type for module in run.modules}
+        drops = [module for module in run.modules if module.type in _LAYOUTS]
+        _check(said, drops, model)
+        known = {pair.torch: pair for pair in weights.modules}
+        self.layouts: dict[str, Layout] = {}
+        self._places: dict[str, dict[str, int]] = {}
+        for drop in drops:
+            layout = _LAYOUTS[drop.type]
+            if drop.path in known:
+                layout = known[drop.path].layout or layout
+            self.layouts[drop.path] = layout
+            places: dict[str, int] = {}
+            for place, rank in _places(drop.path, said, known, types):
+                places.setdefault(place, rank)
+            if model.dropouts is not None:
+                there = [place for place in places if place in model.dropouts]
+                places = {place: 0 for place in there[:1]}
+            self._places[drop.path] = places
+
+    @classmethod
+    def none(cls) -> "Dropouts":
+        """Return those of a recording that has no masks to replay."""
+        found = cls.__new__(cls)
+        found.layouts, found._places = {}, {}
+        return found
+
+    @property
+    def origins(self) -> dict[str, tuple[str, ...]]:
+        """By the path of each dropout of the port those of torch's."""
+        ranked: dict[str, dict[str, int]] = {}
+        for torch, places in self._places.items():
+            for place, rank in places.items():
+                ranked.setdefault(place, {})[torch] = rank
+        return {
+            place: tuple(
+                torch for torch in found if found[torch] == min(found.values())
+            )
+            for place, found in ranked.items()
+        }
+
+    def replay(self, masks: Masks) -> Replay:
+        """Return what gives out some masks."""
+        return Replay(masks, self.origins, self.layouts)
+
+    def pairs(self, calls: Calls) -> Iterator[ModulePair]:
+        """Yield the dropouts that the port calls, in pairs.
+
+        Args:
+            calls: What the port's modules returned.
+        """
+        for torch, places in self._places.items():
+            called = [place for place in places if place in calls]
+            for place in (called or [*places])[:1]:
+                yield ModulePair(torch, place, "Dropout", self.layouts[torch])
+
+
+def _places(
+    path: str,
+    said: Mapping[str, str],
+    known: Mapping[str, ModulePair],
+    types: Mapping[str, str],
+) -> Iterator[tuple[str, int]]:
+    """Yield where torch's dropout may be in the port, and how likely: 0 is said."""
+    if path in said:
+        yield said[path], 0
+        return
+    if path in known:
+        yield known[path].flax, 0
+    outer, _, name = path.rpartition(".")
+    owner = outer
+    while outer and outer not in known:
+        outer, _, last = outer.rpartition(".")
+        name = f"{last}.{name}"
+    within = known[outer].flax if outer in known else outer
+    yield joined(within, name), 1
+    # What torch calls 2 in its Sequential is layers.2 in that of NNX, layers_2 in
+    # Linen's.
+    yield joined(within, f"layers.{name}"), 2
+    yield joined(within, f"layers_{name}"), 2
+    if types.get(owner) in _ONE_FOR_ALL and owner in known:
+        yield joined(known[owner].flax, "dropout"), 3
+        yield joined(known[owner].flax, "drop"), 3
+
+
+def _check(said: Mapping[str, str], drops: list[ModuleRecord], model: Model) -> None:
+    problems = []
+    for torch, place in said.items():
+        if torch not in {drop.path for drop in drops}:
+            problems.append(
+                f"dropouts has {torch!r}, which is no dropout of the recorded model: "
+                f"those are {', '.join(repr(drop.path) for drop in drops) or 'none'}."
+            )
+        if model.dropouts is not None and place not in model.dropouts:
+            problems.append(
+                f"dropouts gives {torch!r} the place {place!r}, where the port has no "
+                f"nnx.Dropout: it has {', '.join(map(repr, model.dropouts)) or 'none'}."
+            )
+    if problems:
+        raise ConversionError(problems)

@@ -1,0 +1,318 @@
+"""The forms in which a port's model is given, called in one way."""
+
+from collections.abc import Callable, Collection, Mapping
+from dataclasses import dataclass, fields
+from typing import Any, NamedTuple, Protocol
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+from flax import linen as nn
+from flax import nnx
+
+from jaxclip.convert._targets.tree import tree_path
+from jaxclip.parity._verify._port._capture import (
+    METHODS,
+    Calls,
+    Order,
+    captured_nnx,
+    linen_calls,
+    noting,
+)
+from jaxclip.parity._verify._port._flax_dropout import replayed_linen, replayed_nnx
+from jaxclip.parity._verify._port._replay import Account, Replay
+
+LossFn = Callable[[Any, dict[str, Any]], Any]
+
+
+class Called(NamedTuple):
+    """What calling a loss function gave.
+
+    Attributes:
+        value: What it returned.
+        rest: The variables that are no parameters, as they are afterwards.
+        calls: What the modules returned.
+        account: What became of the masks of dropout.
+    """
+
+    value: Any
+    rest: Any
+    calls: Calls
+    account: Account
+
+
+class Model(Protocol):
+    """A model whose variables come from outside.
+
+    Attributes:
+        target: What ``convert.mapping`` takes.
+        variables: The variables, of which the structure alone matters.
+        prefix: What the map's paths have before those in the tree of parameters.
+        hidden: The paths of the modules that are called where nobody can look, as
+            inside of ``lax.scan``; known after the first call.
+        order: The modules in the order in which they returned in the last call that
+            was traced.
+        dropouts: The paths of Flax's own dropouts; None if they are known when the
+            model is called, and not before.
+    """
+
+    target: Any
+    variables: Any
+    prefix: tuple[str, ...]
+    hidden: set[str]
+    order: Order
+    dropouts: Collection[str] | None
+
+    def split(self, variables: Any) -> tuple[Any, Any]:
+        """Return the parameters, which an optimizer is given, and the rest."""
+        ...
+
+    def joined(self, params: Any, rest: Any) -> Any:
+        """Return the variables: the inverse of ``split``."""
+        ...
+
+    def call(
+        self,
+        loss_fn: LossFn,
+        params: Any,
+        rest: Any,
+        batch: Any,
+        *,
+        replay: Replay,
+        wide: bool | None,
+    ) -> Called:
+        """Call the loss function.
+
+        The model computes in float64 if ``wide``, otherwise in float32 where it says
+        float64; in what it says if that is None.
+        """
+        ...
+
+
+class NNXModel:
+    """An NNX module."""
+
+    prefix: tuple[str, ...] = ()
+
+    def __init__(self, module: nnx.Module) -> None:
+        """Take the module apart."""
+        self.target = module
+        self.graphdef, self.variables = nnx.split(module)
+        self.hidden: set[str] = set()
+        self.order: Order = []
+        self.dropouts: Collection[str] | None = [
+            ".".join(map(str, path))
+            for path, part in nnx.iter_graph(module)
+            if isinstance(part, nnx.Dropout)
+        ]
+
+    def split(self, variables: Any) -> tuple[Any, Any]:
+        """Take what is ``nnx.Param`` for the parameters."""
+        params, rest = nnx.split_state(variables, nnx.Param, ...)
+        return params, rest
+
+    def joined(self, params: Any, rest: Any) -> Any:
+        """Merge the states."""
+        return nnx.merge_state(params, rest)
+
+    def call(
+        self,
+        loss_fn: LossFn,
+        params: Any,
+        rest: Any,
+        batch: Any,
+        *,
+        replay: Replay,
+        wide: bool | None,
+    ) -> Called:
+        """Give the loss function a module of its own."""
+        module = nnx.merge(self.graphdef, params, rest, copy=True)
+        for _, part in nnx.iter_modules(module):
+            for name, dtype in _dtypes(vars(part), wide).items():
+                setattr(part, name, dtype)
+        self.order = []
+        # What is captured is what the replayed dropouts return.
+        with replay.active(), replayed_nnx(module, replay):
+            with captured_nnx(module, self.order) as (calls, hidden):
+                value = loss_fn(module, batch)
+        self.hidden |= hidden
+        rest = self.split(nnx.state(module))[1]
+        return Called(value, rest, dict(calls), replay.account)
+
+
+class LinenModel:
+    """A Linen module and its variables."""
+
+    prefix: tuple[str, ...] = ("params",)
+
+    def __init__(self, module: nn.Module, variables: Mapping[str, Any]) -> None:
+        """Keep them."""
+        self.module = module
+        self.variables = {**variables}
+        self.target = module, self.variables
+        self.hidden: set[str] = set()
+        self.order: Order = []
+        self.dropouts: Collection[str] | None = None
+
+    def split(self, variables: Any) -> tuple[Any, Any]:
+        """Take the collection ``params`` for the parameters."""
+        rest = {name: tree for name, tree in variables.items() if name != "params"}
+        return variables["params"], rest
+
+    def joined(self, params: Any, rest: Any) -> Any:
+        """Put the parameters back in their collection."""
+        return {"params": params, **rest}
+
+    def call(
+        self,
+        loss_fn: LossFn,
+        params: Any,
+        rest: Any,
+        batch: Any,
+        *,
+        replay: Replay,
+        wide: bool | None,
+    ) -> Called:
+        """Give the loss function what calls ``apply``."""
+        own = {f.name: getattr(self.module, f.name) for f in fields(self.module)}
+        module = self.module.clone(**_dtypes(own, wide))
+        bound = LinenFunction(module, {"params": params, **rest})
+        self.order = []
+        with replay.active(), replayed_linen(replay):
+            with nn.intercept_methods(noting(self.order)):
+                value = loss_fn(bound, batch)
+        rest = self.split(bound.variables)[1]
+        return Called(value, rest, bound.calls, replay.account)
+
+
+class LinenFunction:
+    """A Linen module with variables: ``model(x, train=True)`` calls ``apply``.
+
+    What ``apply`` changes in the variables is kept, so that there is no ``mutable``.
+    """
+
+    def __init__(self, module: nn.Module, variables: Mapping[str, Any]) -> None:
+        """Keep both."""
+        self.module = module
+        self.variables = {**variables}
+        self.calls: Calls = {}
+
+    def __call__(self, *args: Any, **options: Any) -> Any:
+        """Call the module; options such as ``rngs`` and ``method`` are ``apply``'s."""
+        if "mutable" in options:
+            raise TypeError(
+                "model(..., mutable=...): the model that loss_fn is given keeps the "
+                "variables that a call changes. Leave mutable out; what is returned is "
+                "the output alone."
+            )
+        output, changed = self.module.apply(
+            self.variables,
+            *args,
+            **options,
+            capture_intermediates=lambda module, method: method in METHODS,
+            mutable=[*(name for name in self.variables if name != "params"), _KEPT],
+        )
+        changed = {**changed}
+        for path, outputs in linen_calls(changed.pop(_KEPT, {})).items():
+            self.calls.setdefault(path, []).extend(outputs)
+        self.variables |= changed
+        return output
+
+
+_KEPT = "intermediates"
+"""The collection in which Linen keeps what modules return."""
+
+
+@dataclass
+class BareModel:
+    """Parameters without a model."""
+
+    variables: Any
+    prefix: tuple[str, ...] = ()
+
+    def __post_init__(self) -> None:
+        """Make a module of raw parameters, which are taken as they are."""
+        leaves, _ = jax.tree_util.tree_flatten_with_path(self.variables)
+        self.target: Any = nnx.Dict()
+        for path, leaf in leaves:
+            *inner, name = tree_path(path)
+            within = self.target
+            for part in inner:
+                if not hasattr(within, part):
+                    setattr(within, part, nnx.Dict())
+                within = getattr(within, part)
+            setattr(within, name, nnx.Param(leaf))
+        self.hidden: set[str] = set()
+        self.order: Order = []
+        self.dropouts: Collection[str] | None = ()
+
+    def split(self, variables: Any) -> tuple[Any, Any]:
+        """Take all for parameters."""
+        return variables, ()
+
+    def joined(self, params: Any, rest: Any) -> Any:
+        """Return the parameters, which are all."""
+        del rest
+        return params
+
+    def call(
+        self,
+        loss_fn: LossFn,
+        params: Any,
+        rest: Any,
+        batch: Any,
+        *,
+        replay: Replay,
+        wide: bool | None,
+    ) -> Called:
+        """Give the loss function the parameters."""
+        del wide
+        with replay.active():
+            value = loss_fn(params, batch)
+        return Called(value, rest, {}, replay.account)
+
+
+def _dtypes(attributes: Mapping[str, Any], wide: bool | None) -> dict[str, Any]:
+    """Return those of a module's attributes that hold it to a dtype, with another.
+
+    Args:
+        attributes: All that it has, by name.
+        wide: Whether it is to compute in float64; otherwise in no wider dtype than
+            float32. None leaves it as it is.
+    """
+    found: dict[str, Any] = {}
+    if wide is None:
+        return found
+    for name, value in attributes.items():
+        if not name.endswith("dtype") or value is None:
+            continue
+        try:
+            dtype = jnp.dtype(value)
+        except TypeError:  # a function, as promote_dtype is
+            continue
+        if wide and jnp.issubdtype(dtype, jnp.floating):
+            found[name] = np.dtype(np.float64)
+        elif dtype == np.float64:
+            found[name] = np.dtype(np.float32)
+    return found
+
+
+def read_model(model: Any) -> Model:
+    """Read the model of a port.
+
+    Raises:
+        TypeError: If it is none of those that `Port` takes.
+    """
+    match model:
+        case nnx.Module():
+            return NNXModel(model)
+        case (nn.Module() as module, Mapping() as variables):
+            return LinenModel(module, variables)
+        case Mapping():
+            return BareModel(model)
+    given = type(model).__name__
+    raise TypeError(
+        f"Port(model=...) is a {given}; it must be an NNX module, a pair (module, "
+        "variables) of a Linen module and what its init returns, or a nested dict of "
+        "parameters."
+    )
