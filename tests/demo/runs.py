@@ -7,8 +7,9 @@ from jaxclip.demo._proof import Proof
 from jaxclip.demo._trainings import Trainings
 from jaxclip.parity import Report
 from jaxclip.parity._verify._free_run import FreeRun, FreeStep
+from jaxclip.parity._verify._judge._judging import judged
 from jaxclip.parity._verify._judge._samples import Rule, Sample
-from jaxclip.parity._verify._report._results import StageResult, judged
+from jaxclip.parity._verify._report._results import StageResult
 
 STEPS = 20
 

@@ -9,14 +9,14 @@ import numpy as np
 from jaxclip.parity import Difference, LoopWarning, ModuleRecord, Report, Run
 from jaxclip.parity._verify._compute._errors import Error
 from jaxclip.parity._verify._free_run import FreeRun, FreeStep
-from jaxclip.parity._verify._judge._difference import pictured
+from jaxclip.parity._verify._judge._judging import judged
+from jaxclip.parity._verify._judge._picture import pictured
 from jaxclip.parity._verify._judge._samples import Rule, Sample
 from jaxclip.parity._verify._report._results import (
     STAGES,
     NotCompared,
     StageResult,
     TensorResult,
-    judged,
 )
 
 HOSTILE = (

@@ -3,7 +3,7 @@
 import numpy as np
 import pytest
 
-from jaxclip.parity._verify._judge._difference import MOST_CELLS
+from jaxclip.parity._verify._judge._picture import MOST_CELLS
 from jaxclip.parity._verify._judge._samples import Rule
 from tests.parity.made_reports import picture_of
 

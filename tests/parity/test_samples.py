@@ -4,11 +4,11 @@ import numpy as np
 import pytest
 
 from jaxclip.parity._verify._compute._errors import Error
-from jaxclip.parity._verify._compute._norms import inaccuracy
 from jaxclip.parity._verify._compute._runs import Precision, nested_batch
 from jaxclip.parity._verify._judge._hints import hint
+from jaxclip.parity._verify._judge._judging import judged
+from jaxclip.parity._verify._judge._norms import inaccuracy
 from jaxclip.parity._verify._judge._samples import Rule, Sample
-from jaxclip.parity._verify._report._results import judged
 
 EPS = {"float32": 2.0**-23, "float64": 2.0**-52}
 

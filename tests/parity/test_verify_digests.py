@@ -15,8 +15,8 @@ from jaxclip import optim
 from jaxclip.parity import Port, digest, open_trace, record, verify
 from jaxclip.parity._verify._compute._errors import Error
 from jaxclip.parity._verify._compute._known import Known, change, read
-from jaxclip.parity._verify._compute._norms import inaccuracy
 from jaxclip.parity._verify._judge._digests import judged_by_digest
+from jaxclip.parity._verify._judge._norms import inaccuracy
 from jaxclip.parity._verify._judge._samples import Rule, Sample
 from jaxclip.parity._verify._report._results import STAGES
 from tests.parity import recordings, trainings

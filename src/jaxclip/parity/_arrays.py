@@ -115,3 +115,8 @@ def widened(array: Array) -> Array:
     """The array in float64, or in complex128 if it is complex."""
     wide = np.complex128 if np.iscomplexobj(array) else np.float64
     return array.astype(wide, copy=False)
+
+
+def is_float(array: Array) -> bool:
+    """Say whether an array is one of floats, those of ml_dtypes among them."""
+    return bool(jnp.issubdtype(array.dtype, jnp.floating))

@@ -4,7 +4,7 @@ from jaxclip.parity._html._chain import legend
 from jaxclip.parity._html._figures import level, number
 from jaxclip.parity._html._histogram import unit
 from jaxclip.parity._html._markup import Markup, el
-from jaxclip.parity._verify._judge._difference import Difference
+from jaxclip.parity._verify._report._difference import Difference
 
 _SIZE, _LARGEST_CELL, _SMALLEST_CELL = 400, 28, 4
 

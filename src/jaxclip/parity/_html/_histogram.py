@@ -5,7 +5,7 @@ from collections.abc import Iterator
 
 from jaxclip.parity._html._figures import level, number
 from jaxclip.parity._html._markup import Markup, el
-from jaxclip.parity._verify._judge._difference import Difference
+from jaxclip.parity._verify._report._difference import Difference
 
 _WIDTH, _HEIGHT, _LEFT, _RIGHT, _TOP, _BOTTOM = 560, 210, 44, 8, 12, 34
 

@@ -8,7 +8,7 @@ from jaxclip.parity._html._figures import count
 from jaxclip.parity._html._heat_map import heat_map
 from jaxclip.parity._html._histogram import histogram
 from jaxclip.parity._html._markup import Markup, el, name_of
-from jaxclip.parity._verify._judge._difference import Difference
+from jaxclip.parity._verify._report._difference import Difference
 
 if TYPE_CHECKING:
     from jaxclip.parity._verify._report._report import Report

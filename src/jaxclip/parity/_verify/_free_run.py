@@ -14,10 +14,10 @@ from jaxclip.parity._trace._digest import DRAWS, project
 from jaxclip.parity._trace._step import Step
 from jaxclip.parity._verify._compute._bench import Bench
 from jaxclip.parity._verify._compute._known import Known, found_in
-from jaxclip.parity._verify._compute._norms import true_norm
 from jaxclip.parity._verify._compute._precision import coarsest, is_coarse
 from jaxclip.parity._verify._compute._recorded import as_precise, took_step
 from jaxclip.parity._verify._compute._runs import Precision
+from jaxclip.parity._verify._judge._norms import true_norm
 from jaxclip.parity._verify._judge._samples import Sample, noise_of
 from jaxclip.parity._verify._port._replay import Masks
 

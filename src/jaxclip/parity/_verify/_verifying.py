@@ -14,12 +14,12 @@ from jaxclip.parity._verify._compute._bench import Bench
 from jaxclip.parity._verify._compute._precision import coarsest, is_coarse, note
 from jaxclip.parity._verify._compute._runs import Runs
 from jaxclip.parity._verify._free_run import run_freely
-from jaxclip.parity._verify._judge._difference import Difference
 from jaxclip.parity._verify._judge._samples import Rule
 from jaxclip.parity._verify._kinks._explaining import explained
 from jaxclip.parity._verify._kinks._watching import Watched
 from jaxclip.parity._verify._port._models import read_model
 from jaxclip.parity._verify._port._port import Port
+from jaxclip.parity._verify._report._difference import Difference
 from jaxclip.parity._verify._report._report import Report
 from jaxclip.parity._verify._report._results import StageResult
 from jaxclip.parity._verify._report._words import words_for

@@ -11,7 +11,7 @@ from flax import nnx
 from jaxclip.convert import ConversionError
 from jaxclip.convert._errors import nearest
 from jaxclip.convert._names import Rename, target_names
-from jaxclip.parity._arrays import as_array, unfilled
+from jaxclip.parity._arrays import as_array, is_float, unfilled
 from jaxclip.parity._jax._names import (
     LeafPath,
     from_array,
@@ -25,7 +25,6 @@ from jaxclip.parity._jax._names import (
 from jaxclip.parity._trace._step import Step
 from jaxclip.parity._verify._alignment._aligned import Array, Arrays, Cast, State
 from jaxclip.parity._verify._alignment._alignment import Place, flat
-from jaxclip.parity._verify._judge._samples import is_float
 from jaxclip.parity._verify._port._capture import Calls
 from jaxclip.parity._verify._port._dropouts import Dropouts
 from jaxclip.parity._verify._port._models import Model, NNXModel

@@ -13,8 +13,8 @@ import jax.numpy as jnp
 import numpy as np
 from jax.extend import core
 
+from jaxclip.parity._verify._compute._deciding import Decision, decision_of
 from jaxclip.parity._verify._compute._lifting import bound, lifted
-from jaxclip.parity._verify._kinks._deciding import Decision, decision_of
 
 Moves = Mapping[int, tuple[Any, Any]]
 """By the number of a value: flat indices of its elements, and what is added there."""

@@ -12,10 +12,10 @@ import jax.numpy as jnp
 import numpy as np
 import optax
 
+from jaxclip.parity._arrays import is_float
 from jaxclip.parity._verify._compute._jaxprs import Evaluation
 from jaxclip.parity._verify._compute._precision import Traced
 from jaxclip.parity._verify._compute._products import full_products
-from jaxclip.parity._verify._judge._samples import is_float
 from jaxclip.parity._verify._port._draws import drawn_in_float32
 from jaxclip.parity._verify._port._dropouts import Dropouts
 from jaxclip.parity._verify._port._models import Model

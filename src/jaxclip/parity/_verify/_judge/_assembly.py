@@ -9,6 +9,7 @@ from typing import Any
 
 import numpy as np
 
+from jaxclip.parity._arrays import is_float
 from jaxclip.parity._comparison import Leaf
 from jaxclip.parity._trace._records import Run
 from jaxclip.parity._trace._step import Step
@@ -16,17 +17,17 @@ from jaxclip.parity._verify._alignment._aligned import Aligned
 from jaxclip.parity._verify._compute._bench import Bench
 from jaxclip.parity._verify._compute._known import Known, found_in
 from jaxclip.parity._verify._compute._sides import Sides
-from jaxclip.parity._verify._judge._difference import Difference, pictured
 from jaxclip.parity._verify._judge._digests import DROWNED, judged_by_digest
+from jaxclip.parity._verify._judge._judging import judged, refused
 from jaxclip.parity._verify._judge._own_gradients import BLIND, own_gradients, remark
-from jaxclip.parity._verify._judge._samples import Rule, Sample, is_float
+from jaxclip.parity._verify._judge._picture import pictured
+from jaxclip.parity._verify._judge._samples import Rule, Sample
+from jaxclip.parity._verify._report._difference import Difference
 from jaxclip.parity._verify._report._results import (
     RECORDED_AS,
     NotCompared,
     StageResult,
     TensorResult,
-    judged,
-    refused,
 )
 from jaxclip.parity._verify._report._words import Words, words_for
 

@@ -10,12 +10,12 @@ from jaxclip.parity._verify._alignment._alignment import Place
 from jaxclip.parity._verify._compute._known import Known, read
 from jaxclip.parity._verify._compute._sides import Called
 from jaxclip.parity._verify._judge._assembly import NO_TOLERANCE, Assembly
+from jaxclip.parity._verify._judge._judging import refused
 from jaxclip.parity._verify._port._replay import Remark
 from jaxclip.parity._verify._report._results import (
     NotCompared,
     StageResult,
     TensorResult,
-    refused,
 )
 
 Array = np.ndarray[Any, Any]

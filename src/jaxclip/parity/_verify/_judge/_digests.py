@@ -12,7 +12,7 @@ from typing import Any
 import jax.numpy as jnp
 import numpy as np
 
-from jaxclip.parity._arrays import Array, widened
+from jaxclip.parity._arrays import Array, is_float, widened
 from jaxclip.parity._comparison import Leaf, TensorComparison
 from jaxclip.parity._noise import l2, peak
 from jaxclip.parity._trace._digest import (
@@ -25,14 +25,7 @@ from jaxclip.parity._trace._digest import (
 )
 from jaxclip.parity._verify._compute._errors import block_norms
 from jaxclip.parity._verify._compute._known import Known
-from jaxclip.parity._verify._judge._samples import (
-    FEW,
-    Rule,
-    Sample,
-    floor_of,
-    is_float,
-    noise_of,
-)
+from jaxclip.parity._verify._judge._samples import FEW, Rule, Sample, floor_of, noise_of
 from jaxclip.parity._verify._report._results import TensorResult
 
 DROWNED = "noise leaves nothing to compare"

@@ -2,7 +2,6 @@
 
 import math
 from dataclasses import dataclass
-from typing import Any
 
 import jax.numpy as jnp
 import numpy as np
@@ -11,6 +10,7 @@ from jaxclip.parity._arrays import Array, chosen, widened
 from jaxclip.parity._comparison import Leaf, TensorComparison
 from jaxclip.parity._noise import l2, noise_dtypes, peak, rounded_elements, tolerance
 from jaxclip.parity._verify._compute._errors import Error
+from jaxclip.parity._verify._report._results import PORT_FACTOR
 from jaxclip.parity._verify._report._words import TORCH, Words
 
 FLOOR_ULPS = 4.0
@@ -18,9 +18,6 @@ FLOOR_ULPS = 4.0
 
 COARSE_FLOOR_ULPS = 0.5
 """The same in bfloat16 and float16, where a few ulps would be a tenth."""
-
-PORT_FACTOR = 100.0
-"""How many times torch's error the port's may be: two digits."""
 
 FLOAT64_FACTOR = 100.0
 """How many times more of its noise is allowed in float64 than in float32.
@@ -255,8 +252,3 @@ class Rule:
             allowed=factor * noise.norm,
         )
         return judged, np.asarray(factor * noise.peak)
-
-
-def is_float(array: np.ndarray[Any, Any]) -> bool:
-    """Say whether an array is one of floats, those of ml_dtypes among them."""
-    return bool(jnp.issubdtype(array.dtype, jnp.floating))

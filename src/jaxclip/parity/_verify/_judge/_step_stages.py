@@ -7,15 +7,16 @@ import jax.numpy as jnp
 import numpy as np
 
 from jaxclip.parity._verify._compute._known import Known, change
-from jaxclip.parity._verify._compute._norms import explained, inaccuracy
 from jaxclip.parity._verify._compute._recorded import as_precise, named_state, took_step
 from jaxclip.parity._verify._judge._assembly import Assembly
+from jaxclip.parity._verify._judge._judging import refused
+from jaxclip.parity._verify._judge._norms import explained, inaccuracy
 from jaxclip.parity._verify._judge._own_gradients import (
     grain_of,
     is_blind,
     own_gradients,
 )
-from jaxclip.parity._verify._report._results import NotCompared, StageResult, refused
+from jaxclip.parity._verify._report._results import NotCompared, StageResult
 
 Array = np.ndarray[Any, Any]
 

@@ -9,9 +9,9 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
+from jaxclip.parity._verify._compute._deciding import Decision
 from jaxclip.parity._verify._compute._jaxprs import Evaluation, Seen
 from jaxclip.parity._verify._compute._runs import Forward, Precision, Runs
-from jaxclip.parity._verify._kinks._deciding import Decision
 from jaxclip.parity._verify._port._replay import Masks
 
 Array = np.ndarray[Any, Any]

@@ -10,8 +10,8 @@ from jaxclip.parity._comparison import ParityError
 from jaxclip.parity._html import _page
 from jaxclip.parity._trace._records import LoopWarning, Run
 from jaxclip.parity._verify._free_run import FreeRun
-from jaxclip.parity._verify._judge._difference import Difference
 from jaxclip.parity._verify._report import _json, _table, _text
+from jaxclip.parity._verify._report._difference import Difference
 from jaxclip.parity._verify._report._results import (
     BATCH,
     STAGES,

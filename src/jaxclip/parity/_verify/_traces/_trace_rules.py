@@ -8,19 +8,14 @@ from typing import Any
 import jax.numpy as jnp
 import numpy as np
 
-from jaxclip.parity._arrays import Array
+from jaxclip.parity._arrays import Array, is_float
 from jaxclip.parity._comparison import TensorComparison
 from jaxclip.parity._noise import bitwise
 from jaxclip.parity._trace._digest import Digest, digest
 from jaxclip.parity._verify._free_run import FACTOR as DRIFT
-from jaxclip.parity._verify._judge._samples import (
-    FLOOR_ULPS,
-    PORT_FACTOR,
-    Rule,
-    Sample,
-    is_float,
-)
-from jaxclip.parity._verify._report._results import TensorResult, judged
+from jaxclip.parity._verify._judge._judging import judged
+from jaxclip.parity._verify._judge._samples import FLOOR_ULPS, Rule, Sample
+from jaxclip.parity._verify._report._results import PORT_FACTOR, TensorResult
 from jaxclip.parity._verify._report._words import TRACES, Words
 
 _BACKWARD = Words(TRACES.port, TRACES.recorded)

@@ -7,10 +7,12 @@ from typing import Any
 import jax.numpy as jnp
 import numpy as np
 
+from jaxclip.parity._arrays import is_float
 from jaxclip.parity._trace._digest import Digest
 from jaxclip.parity._trace._records import Run
 from jaxclip.parity._trace._step import Step
-from jaxclip.parity._verify._judge._samples import Rule, Sample, is_float
+from jaxclip.parity._verify._judge._judging import refused
+from jaxclip.parity._verify._judge._samples import Rule, Sample
 from jaxclip.parity._verify._report._results import (
     BATCH,
     RECORDED_AS,
@@ -18,7 +20,6 @@ from jaxclip.parity._verify._report._results import (
     NotCompared,
     StageResult,
     TensorResult,
-    refused,
 )
 from jaxclip.parity._verify._report._words import TRACES
 from jaxclip.parity._verify._traces._held import Held, Names, held, module_of, update_of

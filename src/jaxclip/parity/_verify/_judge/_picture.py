@@ -1,53 +1,17 @@
 """A small picture of how a tensor differs: by how much, and where in it."""
 
 import math
-from dataclasses import dataclass
 
 import numpy as np
 
 from jaxclip.parity._arrays import Array, differences
 from jaxclip.parity._verify._judge._samples import Rule, Sample
+from jaxclip.parity._verify._report._difference import Difference
 
 MOST_CELLS = 64
 """How many rows and columns of cells a picture has at most."""
 
 _MOST_BINS = 48
-
-
-@dataclass(frozen=True)
-class Difference:
-    """How the elements of a tensor differ, in few numbers.
-
-    A difference is ``|port - torch|``, in units of what one element may differ by, or
-    as it is where nothing but equality is allowed.
-
-    Attributes:
-        unit: ``"allowed"`` or ``"absolute"``.
-        shape: The shape of the tensor.
-        rows: The axes that are folded to the rows of the picture, in reading order.
-        columns: The axes that are folded to its columns.
-        block: How many rows and columns of elements make one cell of the picture.
-        cells: The rows of the picture, with the greatest difference in each cell.
-        equal: How many elements are equal.
-        infinite: How many differ by infinity, as a number does from NaN.
-        exponents: The bounds of the histogram's bins, as powers of ten. What is below
-            the lowest is counted in the first bin.
-        counts: How many of the other elements are in each bin.
-    """
-
-    unit: str
-    shape: tuple[int, ...]
-    rows: tuple[int, ...]
-    columns: tuple[int, ...]
-    block: tuple[int, int]
-    cells: tuple[tuple[float, ...], ...]
-    equal: int
-    infinite: int
-    exponents: tuple[float, ...]
-    counts: tuple[int, ...]
-
-    # Where users import it from, which is what they should see.
-    __module__ = "jaxclip.parity"
 
 
 @np.errstate(all="ignore")  # it is for the picture to show NaN and overflow
