@@ -56,7 +56,7 @@ def report(dtype="float32", *, error=0.0, noise=1e-7):
     for number in range(10):
         loss = np.full(1, 2.0)
         wrong = (loss * (1 + error)).astype(dtype)
-        sample = Sample("loss", "", wrong, (loss.astype("float32"),), loss)
+        sample = Sample("loss", "", wrong, loss.astype("float32"), loss)
         tensor = judged(number, "loss", sample, Rule())
         found.append(StageResult(number, "loss", (tensor,)))
     steps = [

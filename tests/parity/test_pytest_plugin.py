@@ -48,7 +48,7 @@ def test_a_recording_beside_the_test_is_found(tmp_path):
         "tests-test_port.py-test_port-a-b-1.json": "different",
     }
     titles = {
-        path.name: "<h1>Different" in re.sub("<svg.*?</svg>", "", path.read_text())
+        path.name: "<h1><span>Different" in re.sub("<svg.*?</svg>", "", path.read_text())
         for path in (tmp_path / "pages").iterdir()
     }
     assert titles == {
