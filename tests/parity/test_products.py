@@ -213,10 +213,18 @@ def test_a_recording_of_jax_in_tf32_is_noted(tmp_path):
     ("setting", "conv", "products"),
     [
         ("torch.backends.cudnn.allow_tf32 = False", "none", "highest"),
-        ("torch.set_float32_matmul_precision('high')", "conv, rnn", "high"),
-        ("torch.backends.cudnn.conv.fp32_precision = 'ieee'", "rnn", "highest"),
         ("torch.backends.cuda.matmul.fp32_precision = 'tf32'", "conv, rnn", "high"),
-        ("torch.backends.fp32_precision = 'tf32'", "conv, rnn", "high"),
+        *(
+            pytest.param(*row, marks=pytest.mark.long)
+            for row in (
+                ("torch.set_float32_matmul_precision('high')", "conv, rnn", "high"),
+                (
+                    "torch.backends.cudnn.conv.fp32_precision = 'ieee'",
+                    *("rnn", "highest"),
+                ),
+                ("torch.backends.fp32_precision = 'tf32'", "conv, rnn", "high"),
+            )
+        ),
     ],
 )
 def test_however_torch_is_told_its_precision_is_recorded(
