@@ -2,6 +2,7 @@
 
 import dataclasses
 import math
+from abc import ABC, abstractmethod
 from collections.abc import Callable, Collection, Iterable, Iterator, Mapping
 from dataclasses import dataclass, field
 from functools import partial
@@ -60,7 +61,7 @@ class Part:
 
 
 @dataclass(frozen=True)
-class Assembly:
+class Assembly(ABC):
     """A part of a step on all sides.
 
     Attributes:
@@ -79,9 +80,9 @@ class Assembly:
     rule: Rule
     failing: dict[tuple[str, str], Sample] = field(default_factory=dict, init=False)
 
+    @abstractmethod
     def stages(self) -> Iterator[StageResult]:
         """Compare stage after stage."""
-        raise NotImplementedError
 
     def part(self) -> Part:
         """Compare the stages, and picture the first tensor that differs."""

@@ -206,7 +206,8 @@ class StepStages(Assembly):
 
 
 def _equal(one: Array | Known, other: Array | Known) -> bool:
-    if isinstance(one, Known) and isinstance(other, Known):
-        return np.array_equal(one.projections, other.projections)
-    both = not isinstance(one, Known) and not isinstance(other, Known)
-    return both and np.array_equal(one, other)  # type: ignore[arg-type]
+    if isinstance(one, Known):
+        return isinstance(other, Known) and np.array_equal(
+            one.projections, other.projections
+        )
+    return not isinstance(other, Known) and np.array_equal(one, other)
