@@ -96,7 +96,7 @@ def apply(function: Callable[[Any, Layout], Any], output: Any, layout: Layout) -
     Raises:
         ValueError: If the output is not a tuple of as many parts.
     """
-    if isinstance(layout, str) or type(layout[0]) is int:
+    if first(layout) == layout:
         return jax.tree.map(lambda array: function(array, layout), output)
     if isinstance(output, list):
         return [apply(function, one, layout) for one in output]
@@ -106,6 +106,14 @@ def apply(function: Callable[[Any, Layout], Any], output: Any, layout: Layout) -
     return tuple(
         apply(function, part, its) for part, its in zip(output, layout, strict=True)
     )
+
+
+def first(layout: Layout) -> Layout:
+    """Return the layout of the first part, if it is one for each part of a tuple."""
+    if isinstance(layout, str) or type(layout[0]) is int:
+        return layout
+    part: Layout = layout[0]
+    return part
 
 
 def _axes(array: np.ndarray, layout: tuple[int, ...]) -> tuple[int, ...]:

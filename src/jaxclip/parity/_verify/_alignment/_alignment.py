@@ -6,6 +6,7 @@ recording, and which the user of torch sees.
 
 import itertools
 from collections.abc import Callable, Collection, Iterable, Iterator, Mapping, Sequence
+from dataclasses import replace
 from typing import Any, NamedTuple
 
 import jax
@@ -33,6 +34,11 @@ Array = np.ndarray[Any, Any]
 Arrays = Mapping[str, Array]
 Cast = Callable[[Array], Array]
 State = Mapping[str, Mapping[str, Any]]
+
+
+FIRST = "0"
+"""The first part of a tuple. Of what torch's attention and recurrent nets return,
+Flax's own return that alone."""
 
 
 class Place(NamedTuple):
@@ -232,6 +238,7 @@ class Alignment:
         both = *self.weights.modules, *self.dropouts.pairs(calls)
         pairs = {pair.torch: pair for pair in both}
         shared = _shared_out(pairs, calls, order)
+        places = {*order}
         arrays: dict[Place, Array] = {}
         reasons: dict[str, str] = {}
         for module in dict.fromkeys(place.module for place in order):
@@ -240,17 +247,18 @@ class Alignment:
                 reasons[module] = reason
                 continue
             for call, output in enumerate(shared[module]):
+                first = Place(module, call, FIRST)
+                alone = first in places and jax.tree_util.all_leaves([output])
+                pair = _of_first(pairs[module]) if alone else pairs[module]
                 try:
                     laid = outputs.to_torch(
-                        {pairs[module].flax: pairs[module]},
-                        {pairs[module].flax: output},
-                        np.asarray,
+                        {pair.flax: pair}, {pair.flax: output}, np.asarray
                     )[module]
                 except ConversionError as error:
                     reasons[module] = "; ".join(error.problems)
                     break
                 for part, array in flat(laid):
-                    arrays[Place(module, call, part)] = array
+                    arrays[first if alone else Place(module, call, part)] = array
         return arrays, reasons
 
     def _reason(self, pair: ModulePair | None, calls: list[Any] | None) -> str:
@@ -272,6 +280,11 @@ class Alignment:
             lambda array, each: layouts.to_torch(to_numpy(array), each), value, layout
         )
         return dict(flat(laid))
+
+
+def _of_first(pair: ModulePair) -> ModulePair:
+    """Return a pair of which Flax's returns the first part alone."""
+    return replace(pair, layout=pair.layout and layouts.first(pair.layout))
 
 
 def flat(value: Any) -> Iterator[tuple[str, Array]]:
