@@ -1,9 +1,5 @@
 """The norms that no magnitude spoils: in float64, and of scaled elements."""
 
-import os
-import subprocess
-import sys
-
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -11,6 +7,7 @@ import pytest
 
 from jaxclip._core.exact_norms import exact_norms, scaled_norms
 from jaxclip._core.sums import Groups
+from tests.processes import run_python
 
 POWERS = [0.5, 1.0, 1.5, 2.0, 3.0, 6.0]
 # Elements below 1e-38 are subnormal, and flushed to 0.
@@ -184,12 +181,5 @@ print("right")
 
 
 def test_it_is_right_inside_shard_map():
-    flags = "--xla_force_host_platform_device_count=4"
-    run = subprocess.run(
-        [sys.executable, "-c", SHARDED],
-        env=os.environ | {"XLA_FLAGS": flags, "JAX_PLATFORMS": "cpu"},
-        capture_output=True,
-        text=True,
-        check=False,
-    )
+    run = run_python("-c", SHARDED, devices=4)
     assert run.stdout == "right\n", run.stderr

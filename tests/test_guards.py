@@ -1,10 +1,7 @@
 """`skip_nonfinite`, `skip_spikes`, and the policy for updates that are not finite."""
 
 import math
-import os
 import re
-import subprocess
-import sys
 from pathlib import Path
 
 import jax
@@ -23,6 +20,7 @@ from jaxclip._core.nonfinite import check_nonfinite, settle_nonfinite
 from jaxclip._guards import skip_nonfinite
 from jaxclip._spikes import skip_spikes
 from jaxclip.parity import assert_trees_close, assert_trees_equal
+from tests.processes import run_pytest
 
 INF, NAN = math.inf, math.nan
 PARAMS = {"w": np.float32([[1.0, -2.0], [0.5, 3.0]]), "b": np.float32([1.0])}
@@ -682,16 +680,7 @@ def test_sharded_apply_if_finite_is_of_two_minds(mesh):
 @pytest.mark.skipif(jax.device_count() >= 4, reason="the tests ran in this process")
 def test_shards_decide_alike():
     """Run the tests of shards where there are four devices."""
-    command = [sys.executable, "-m", "pytest", "-q", "-p", "no:cacheprovider"]
-    flags = {"XLA_FLAGS": "--xla_force_host_platform_device_count=4"}
-    run = subprocess.run(
-        [*command, __file__, "-k", "test_sharded"],
-        cwd=Path(__file__).parents[1],
-        env=os.environ | flags | {"JAX_PLATFORMS": "cpu"},
-        capture_output=True,
-        text=True,
-        check=False,
-    )
+    run = run_pytest(Path(__file__), "-k", "test_sharded", devices=4)
     assert run.returncode == 0, run.stdout + run.stderr
     assert "9 passed" in run.stdout
 

@@ -1,17 +1,13 @@
 """Shards change nothing, for transformations and for optimizers."""
 
-import os
 import re
-import subprocess
-import sys
 from pathlib import Path
 
 import pytest
 
 from tests.contract.cases import CASES
 from tests.contract.optimizers import LONG, QUICK
-
-ROOT = Path(__file__).parents[2]
+from tests.processes import run_pytest
 
 
 def count(cases, optimizers):
@@ -34,16 +30,6 @@ def count(cases, optimizers):
 )
 def test_shards_change_nothing(rows, expected):
     """Run `sharded` where there are eight devices; it says which rows fail."""
-    flags = "--xla_force_host_platform_device_count=8"
-    file = Path(__file__).with_name("sharded.py")
-    command = [sys.executable, "-m", "pytest", "-q", "-p", "no:cacheprovider", file]
-    run = subprocess.run(
-        [*command, "-m", rows],
-        cwd=ROOT,
-        env=os.environ | {"XLA_FLAGS": flags, "JAX_PLATFORMS": "cpu"},
-        capture_output=True,
-        text=True,
-        check=False,
-    )
+    run = run_pytest(Path(__file__).with_name("sharded.py"), "-m", rows, devices=8)
     assert run.returncode == 0, run.stdout + run.stderr
     assert re.search(rf"^{expected} passed", run.stdout, re.MULTILINE), run.stdout

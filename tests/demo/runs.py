@@ -8,7 +8,8 @@ from jaxclip.demo._trainings import Trainings
 from jaxclip.parity import Report
 from jaxclip.parity._verify._free_run import FreeRun, FreeStep
 from jaxclip.parity._verify._judge._judging import judged
-from jaxclip.parity._verify._judge._samples import Rule, Sample
+from jaxclip.parity._verify._judge._rules import Rule
+from jaxclip.parity._verify._judge._samples import Sample
 from jaxclip.parity._verify._report._results import StageResult
 
 STEPS = 20

@@ -11,8 +11,8 @@ import numpy as np
 import pytest
 
 from tests.contract.cases import CASES
+from tests.processes import ROOT, with_devices
 
-ROOT = Path(__file__).parents[2]
 LOOPBACK = "127.0.0.1"
 
 pytestmark = pytest.mark.long
@@ -62,8 +62,7 @@ def of_jax(tmp_path_factory):
             "JAXCLIP_PROCESS": str(rank),
             "JAXCLIP_COORDINATOR": coordinator,
             "JAXCLIP_OUT": str(out),
-            "JAX_PLATFORMS": "cpu",
-            "XLA_FLAGS": "--xla_force_host_platform_device_count=4",
+            **with_devices(4),
         },
     )
     return printed, out

@@ -1,8 +1,5 @@
 """What every method that learns keeps, whatever it learns."""
 
-import os
-import subprocess
-import sys
 from pathlib import Path
 
 import jax
@@ -14,8 +11,8 @@ import pytest
 from jaxclip._monitoring import clip_metrics
 from jaxclip.parity import assert_trees_close, assert_trees_equal
 from tests.methods.cases import CASES
+from tests.processes import run_pytest
 
-ROOT = Path(__file__).parents[2]
 DTYPES = {
     "bfloat16": (jnp.bfloat16,) * 3,
     "float16": (jnp.float16,) * 3,
@@ -290,15 +287,6 @@ def test_with_the_tools_of_optax_for_states(method):
 
 def test_shards_change_nothing():
     """Run `sharded` where there are four devices; it says which rows fail."""
-    command = [sys.executable, "-m", "pytest", "-q", "-p", "no:cacheprovider"]
-    flags = "--xla_force_host_platform_device_count=4"
-    result = subprocess.run(
-        [*command, Path(__file__).with_name("sharded.py")],
-        cwd=ROOT,
-        env=os.environ | {"XLA_FLAGS": flags, "JAX_PLATFORMS": "cpu"},
-        capture_output=True,
-        text=True,
-        check=False,
-    )
+    result = run_pytest(Path(__file__).with_name("sharded.py"), devices=4)
     assert result.returncode == 0, result.stdout + result.stderr
     assert f"{3 * len(CASES)} passed" in result.stdout

@@ -1,10 +1,5 @@
 """Adafactor, Muon and L-BFGS in JAX's transformations and in Optax's wrappers."""
 
-import os
-import subprocess
-import sys
-from pathlib import Path
-
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -12,8 +7,8 @@ import optax
 import pytest
 
 from jaxclip.optim import adafactor, adamw, lbfgs, muon
+from tests.processes import run_python
 
-ROOT = Path(__file__).parents[2]
 MAKERS = {
     "adafactor": (adafactor, {"lr": 0.1, "weight_decay": 0.1}, ()),
     "muon": (muon, {"lr": 0.1}, ("ns_steps", "out_axis")),
@@ -153,14 +148,6 @@ def test_lr_may_be_a_schedule(maker):
 
 def test_shards_change_nothing_and_a_part_is_refused():
     """Run `sharded` where there are eight devices; it says what fails."""
-    flags = "--xla_force_host_platform_device_count=8"
-    done = subprocess.run(
-        [sys.executable, "-m", "tests.optim.sharded"],
-        cwd=ROOT,
-        env=os.environ | {"XLA_FLAGS": flags, "JAX_PLATFORMS": "cpu"},
-        capture_output=True,
-        text=True,
-        check=False,
-    )
+    done = run_python("-m", "tests.optim.sharded", devices=8)
     assert done.returncode == 0, done.stdout + done.stderr
     assert done.stdout.split() == ["adafactor", "muon", "lbfgs"]

@@ -30,7 +30,8 @@ from jaxclip.parity import Port, open_trace, verify
 from jaxclip.parity._verify._alignment._alignment import Alignment
 from jaxclip.parity._verify._compute._bench import Bench
 from jaxclip.parity._verify._compute._runs import Runs
-from jaxclip.parity._verify._judge._samples import Rule, Sample
+from jaxclip.parity._verify._judge._rules import Rule
+from jaxclip.parity._verify._judge._samples import Sample
 from jaxclip.parity._verify._judge._stages import Comparing
 from jaxclip.parity._verify._port._models import read_model
 from jaxclip.parity._verify._report._results import STAGES, StageResult

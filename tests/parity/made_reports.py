@@ -11,7 +11,8 @@ from jaxclip.parity._verify._compute._errors import Error
 from jaxclip.parity._verify._free_run import FreeRun, FreeStep
 from jaxclip.parity._verify._judge._judging import judged
 from jaxclip.parity._verify._judge._picture import pictured
-from jaxclip.parity._verify._judge._samples import Rule, Sample
+from jaxclip.parity._verify._judge._rules import Rule
+from jaxclip.parity._verify._judge._samples import Sample
 from jaxclip.parity._verify._report._results import (
     STAGES,
     NotCompared,

@@ -4,7 +4,7 @@ import numpy as np
 import pytest
 
 from jaxclip.parity._verify._judge._picture import MOST_CELLS
-from jaxclip.parity._verify._judge._samples import Rule
+from jaxclip.parity._verify._judge._rules import Rule
 from tests.parity.made_reports import picture_of
 
 BY_TENTHS = Rule(rtol=0.0, atol=0.1)

@@ -18,7 +18,7 @@ from jaxclip.parity._html._figures import brief, count, level, number
 from jaxclip.parity._html._markup import el, visible
 from jaxclip.parity._html._tensors import PAGE, columns
 from jaxclip.parity._verify._judge._judging import judged
-from jaxclip.parity._verify._judge._samples import Rule
+from jaxclip.parity._verify._judge._rules import Rule
 from jaxclip.parity._verify._report._results import BATCH, STAGES, StageResult
 from jaxclip.parity._verify._report._words import TORCH
 from tests.parity.made_reports import (

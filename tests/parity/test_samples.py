@@ -8,7 +8,8 @@ from jaxclip.parity._verify._compute._runs import Precision, nested_batch
 from jaxclip.parity._verify._judge._hints import hint
 from jaxclip.parity._verify._judge._judging import judged
 from jaxclip.parity._verify._judge._norms import inaccuracy
-from jaxclip.parity._verify._judge._samples import Rule, Sample
+from jaxclip.parity._verify._judge._rules import Rule
+from jaxclip.parity._verify._judge._samples import Sample
 
 EPS = {"float32": 2.0**-23, "float64": 2.0**-52}
 

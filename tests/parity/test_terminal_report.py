@@ -7,7 +7,7 @@ from rich.console import Console
 
 from jaxclip.parity import Report
 from jaxclip.parity._verify._judge._judging import judged
-from jaxclip.parity._verify._judge._samples import Rule
+from jaxclip.parity._verify._judge._rules import Rule
 from jaxclip.parity._verify._report._results import StageResult
 from tests.parity.made_reports import sample
 

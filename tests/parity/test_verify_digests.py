@@ -17,7 +17,8 @@ from jaxclip.parity._verify._compute._errors import Error
 from jaxclip.parity._verify._compute._known import Known, change, read
 from jaxclip.parity._verify._judge._digests import judged_by_digest
 from jaxclip.parity._verify._judge._norms import inaccuracy
-from jaxclip.parity._verify._judge._samples import Rule, Sample
+from jaxclip.parity._verify._judge._rules import Rule
+from jaxclip.parity._verify._judge._samples import Sample
 from jaxclip.parity._verify._report._results import STAGES
 from tests.parity import recordings, trainings
 from tests.parity.mutations import MUTATIONS, mutated

@@ -1,5 +1,6 @@
 """Arrays of any framework as NumPy arrays, and how far apart their elements are."""
 
+from collections.abc import Iterator
 from typing import Any
 
 import jax.numpy as jnp
@@ -99,6 +100,29 @@ def distances(yardstick: Array, other: Array) -> Array:
         apart[(yardstick == other) | nan] = 0.0
         apart[np.isnan(apart)] = np.inf
     return apart
+
+
+PIECE = 2**13
+"""How many elements fit the cache of a processor, with what is computed of them."""
+
+
+def pieces(*arrays: Array) -> Iterator[tuple[Array, ...]]:
+    """Yield the same part of each of some arrays of one shape, part after part, flat.
+
+    A figure that is taken part by part takes no memory, and less time than a pass over
+    the memory of a large array.
+    """
+    flat = [array.reshape(-1) for array in arrays]
+    for start in range(0, flat[0].size, PIECE):
+        yield tuple(array[start : start + PIECE] for array in flat)
+
+
+def finite_elements(*arrays: Array) -> NDArray[np.bool_]:
+    """Tell which elements are finite in all of some arrays of one shape; to read."""
+    if all(np.isfinite(part).all() for array in arrays for [part] in pieces(array)):
+        return np.broadcast_to(np.True_, arrays[0].shape)
+    every: NDArray[np.bool_] = np.logical_and.reduce([*map(np.isfinite, arrays)])
+    return every
 
 
 def chosen(array: Array, mask: NDArray[np.bool_]) -> Array:

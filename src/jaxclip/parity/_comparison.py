@@ -15,10 +15,12 @@ import numpy as np
 from numpy.typing import NDArray
 
 from jaxclip.parity._arrays import (
+    PIECE,
     ULP_DTYPES,
     Array,
     as_array,
     differences,
+    pieces,
     ulp_distance,
 )
 
@@ -198,19 +200,11 @@ class Leaf:
     ) -> TensorComparison:
         """The verdict of a rule, with how far apart the first two sides are."""
         first, second = self.arrays[:2]
-        absolute, relative = differences(first, second)
-        if absolute.size:
-            worst = np.unravel_index(np.argmax(absolute), absolute.shape)
-            figures["max_abs_index"] = _plain(worst)
-        if first.dtype == second.dtype and first.dtype in ULP_DTYPES:
-            ulps = ulp_distance(first, second)[absolute > 0]  # not from NaN to NaN
-            figures["max_ulps"] = int(np.max(ulps, initial=0))
         return dataclasses.replace(
             self.refused(detail),
             passed=passed,
             ratio=ratio,
-            max_abs_diff=float(np.max(absolute, initial=0.0)),
-            max_rel_diff=float(np.max(relative, initial=0.0)),
+            **_furthest(first, second),
             **figures,
         )
 
@@ -267,6 +261,29 @@ def _named_leaves(tree: Any, prefix: str = "") -> Iterator[tuple[str, Any]]:
             yield from _named_leaves(leaf, name)
         else:
             yield name, leaf
+
+
+def _furthest(first: Array, second: Array) -> dict[str, Any]:
+    """Measure by how much two arrays of one shape differ at most, and where."""
+    counted = first.dtype == second.dtype and first.dtype in ULP_DTYPES
+    most, index, relative, ulps = 0.0, 0, 0.0, 0
+    for number, (a, b) in enumerate(pieces(first, second)):
+        absolute, shares = differences(a, b)
+        worst = int(np.argmax(absolute))
+        if absolute[worst] > most:
+            most, index = float(absolute[worst]), number * PIECE + worst
+        relative = max(relative, float(np.max(shares)))
+        if counted and absolute[worst] > 0:
+            apart = ulp_distance(a, b)[absolute > 0]  # not from NaN to NaN
+            ulps = max(ulps, int(np.max(apart)))
+    return {
+        "max_abs_diff": most,
+        "max_abs_index": _plain(np.unravel_index(index, first.shape))
+        if first.size
+        else (),
+        "max_rel_diff": relative,
+        "max_ulps": ulps if counted else None,
+    }
 
 
 def _plain(index: Any) -> tuple[int, ...]:

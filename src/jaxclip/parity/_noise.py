@@ -3,13 +3,20 @@
 import dataclasses
 import functools
 import math
+from collections.abc import Iterable, Sequence
 from typing import Any
 
 import jax.numpy as jnp
 import numpy as np
 from numpy.typing import NDArray
 
-from jaxclip.parity._arrays import Array, as_array, differences, widened
+from jaxclip.parity._arrays import (
+    Array,
+    as_array,
+    differences,
+    finite_elements,
+    widened,
+)
 from jaxclip.parity._comparison import Leaf, TensorComparison, TreeComparison, compare
 
 
@@ -340,10 +347,12 @@ def noise_dtypes(reference: Array, candidate: Array, exact: Array) -> str:
 def rounded_elements(leaf: Leaf, equal_nan: bool) -> tuple[NDArray[np.bool_], str]:
     """Tell which elements rounding excuses, and what is wrong with the others."""
     first, *others = arrays = leaf.arrays
+    if _rounds(first.dtype) and (finite := finite_elements(*arrays)).all():
+        return finite, ""
     nan = np.logical_and.reduce([array != array for array in arrays])
     same = np.logical_and.reduce([array == first for array in others])
     if _rounds(first.dtype):
-        rounded = np.logical_and.reduce([np.isfinite(array) for array in arrays])
+        rounded = finite
         how = "are not finite and differ"
     else:
         rounded = np.zeros(first.shape, np.bool_)
@@ -374,6 +383,30 @@ def l2(values: Array) -> float:
         return math.sqrt(squares)
     most = peak(values)  # divided by it, no square overflows
     return most * math.sqrt(np.sum(np.square(values / most))) if most else 0.0
+
+
+@dataclasses.dataclass(frozen=True)
+class Size:
+    """How large the elements of an array are, together and at most.
+
+    Attributes:
+        norm: The L2 norm.
+        peak: The greatest magnitude.
+    """
+
+    norm: float = 0.0
+    peak: float = 0.0
+
+
+def sizes(parts: Iterable[Sequence[Array]]) -> list[Size]:
+    """Measure some arrays of which part comes after part; none if no part comes."""
+    measured = [[(l2(x), peak(x)) for x in part] for part in parts]
+    return [
+        Size(math.hypot(*norms), float(np.max(peaks)))
+        for norms, peaks in (
+            zip(*found, strict=True) for found in zip(*measured, strict=True)
+        )
+    ]
 
 
 def peak(values: Array) -> float:

@@ -8,8 +8,8 @@ from typing import Any
 import numpy as np
 
 from jaxclip.convert import ConversionError
-from jaxclip.parity._arrays import widened
-from jaxclip.parity._noise import l2
+from jaxclip.parity._arrays import pieces, widened
+from jaxclip.parity._noise import Size, l2, sizes
 from jaxclip.parity._trace._digest import DRAWS, project
 from jaxclip.parity._trace._step import Step
 from jaxclip.parity._verify._compute._bench import Bench
@@ -18,7 +18,8 @@ from jaxclip.parity._verify._compute._precision import coarsest, is_coarse
 from jaxclip.parity._verify._compute._recorded import as_precise, took_step
 from jaxclip.parity._verify._compute._runs import Precision
 from jaxclip.parity._verify._judge._norms import true_norm
-from jaxclip.parity._verify._judge._samples import Sample, noise_of
+from jaxclip.parity._verify._judge._rules import noise_of
+from jaxclip.parity._verify._judge._samples import Sample
 from jaxclip.parity._verify._port._replay import Masks
 
 Array = np.ndarray[Any, Any]
@@ -186,7 +187,7 @@ def _compared(
         torch = after[name]
         stand_in = np.zeros(torch.shape, torch.dtype)
         sample = Sample(name, "", stand_in, narrow[name], wide[name])
-        scale = noise_of(sample, np.ones(torch.shape, bool)).norm
+        scale = noise_of(sample).norm
         ratios[name] = _distance(wide[name], torch) / scale
     in_float64 = all(array.dtype == np.float64 for array in after.values())
     port = wide if in_float64 else narrow
@@ -220,6 +221,8 @@ def _apart(a: Arrays, b: Mapping[str, Array | Known], names: Sequence[str]) -> f
 def _distance(port: Array, torch: Array | Known) -> float:
     """Return ``‖port - torch‖``, or what a digest makes of it."""
     if not isinstance(torch, Known):
-        return l2(widened(torch) - widened(port))
+        parts = pieces(torch, port)
+        [apart] = sizes([widened(a) - widened(b)] for a, b in parts) or [Size()]
+        return apart.norm
     [own] = project([widened(port)])
     return l2(own - torch.projections) / math.sqrt(DRAWS)

@@ -14,7 +14,7 @@ from jaxclip.parity._verify._compute._bench import Bench
 from jaxclip.parity._verify._compute._precision import coarsest, is_coarse, note
 from jaxclip.parity._verify._compute._runs import Runs
 from jaxclip.parity._verify._free_run import run_freely
-from jaxclip.parity._verify._judge._samples import Rule
+from jaxclip.parity._verify._judge._rules import Rule
 from jaxclip.parity._verify._kinks._explaining import explained
 from jaxclip.parity._verify._kinks._watching import Watched
 from jaxclip.parity._verify._port._models import read_model

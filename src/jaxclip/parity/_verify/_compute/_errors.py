@@ -6,8 +6,8 @@ from typing import Any, TypeVar
 
 import numpy as np
 
-from jaxclip.parity._arrays import Array, widened
-from jaxclip.parity._noise import l2, peak
+from jaxclip.parity._arrays import Array, pieces, widened
+from jaxclip.parity._noise import Size, l2, sizes
 from jaxclip.parity._trace._digest import BLOCKS, block_of, project
 
 K = TypeVar("K")
@@ -51,14 +51,16 @@ class Error:
             wide: As that in float64 has it.
             sketched: Whether to keep what a digest would tell.
         """
-        finite = np.isfinite(wide)
         with np.errstate(all="ignore"):
-            apart = np.asarray(widened(array) - widened(wide))
-            if not finite.all():
-                apart[~finite] = 0.0
-            if not apart.size:
-                return cls(0.0, 0.0)
-            return cls(l2(apart), peak(apart), sketch(apart) if sketched else None)
+            parts = pieces(array, wide)
+            [size] = sizes([_apart(a, b)] for a, b in parts) or [Size()]
+            drawn = sketch(_apart(array, wide)) if sketched else None
+            return cls(size.norm, size.peak, drawn)
+
+
+def _apart(array: Array, wide: Array) -> Array:
+    apart = np.asarray(widened(array) - widened(wide))
+    return np.where(np.isfinite(wide), apart, 0.0)
 
 
 def sketch(error: Array) -> Sketch:

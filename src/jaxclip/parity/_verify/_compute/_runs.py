@@ -79,12 +79,14 @@ than what is rounded.
 def _nudged(array: Array, draw: int, change: float) -> Array:
     """Change elements by about an ulp; zeros stay, as masks and paddings are."""
     rng = np.random.default_rng((draw, array.size))
-    eps = float(jnp.finfo(array.dtype).eps)
-    signs = rng.choice([-1.0, 1.0], size=array.shape)
+    eps = change or float(jnp.finfo(array.dtype).eps)
+    # A product of two numbers of float32 is rounded as one in float64 would be.
+    exact = np.float32 if array.dtype == np.float32 and not change else np.float64
+    factors = np.asarray([1 - eps, 1 + eps, 1.0], exact)
+    ups = rng.integers(2, size=array.shape, dtype=np.uint8)
     if change:
-        eps = change
-        signs *= rng.random(array.shape) < SHARE
-    nudged: Array = (array.astype(np.float64) * (1 + eps * signs)).astype(array.dtype)
+        ups[rng.random(array.shape) >= SHARE] = 2
+    nudged: Array = (array * factors[ups]).astype(array.dtype, copy=False)
     return nudged
 
 

@@ -22,7 +22,8 @@ from jaxclip.parity._verify._judge._digests import DROWNED, judged_by_digest
 from jaxclip.parity._verify._judge._judging import judged, refused
 from jaxclip.parity._verify._judge._own_gradients import BLIND, own_gradients, remark
 from jaxclip.parity._verify._judge._picture import pictured
-from jaxclip.parity._verify._judge._samples import Rule, Sample
+from jaxclip.parity._verify._judge._rules import Rule
+from jaxclip.parity._verify._judge._samples import Sample
 from jaxclip.parity._verify._report._difference import Difference
 from jaxclip.parity._verify._report._results import (
     RECORDED_AS,

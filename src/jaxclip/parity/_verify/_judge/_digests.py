@@ -25,7 +25,8 @@ from jaxclip.parity._trace._digest import (
 )
 from jaxclip.parity._verify._compute._errors import block_norms
 from jaxclip.parity._verify._compute._known import Known
-from jaxclip.parity._verify._judge._samples import FEW, Rule, Sample, floor_of, noise_of
+from jaxclip.parity._verify._judge._rules import FEW, Rule, noise_of
+from jaxclip.parity._verify._judge._samples import Sample, floor_of
 from jaxclip.parity._verify._report._results import TensorResult
 
 DROWNED = "noise leaves nothing to compare"
@@ -136,7 +137,7 @@ class _Measured:
         self.torch, self.wide = torch, widened(sample.wide)
         self.words, self.port_factor = sample.words, rule.port_factor
         self.factor = rule.allowed(sample)
-        self.noise = noise_of(sample, np.ones(sample.wide.shape, bool))
+        self.noise = noise_of(sample)
         error = widened(sample.narrow) - self.wide
         [exact, projected] = project([self.wide, error])
         self.apart = torch.projections - exact

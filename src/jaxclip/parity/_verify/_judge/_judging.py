@@ -8,9 +8,10 @@ import numpy as np
 
 from jaxclip.parity._arrays import Array, chosen, distances, widened
 from jaxclip.parity._comparison import Leaf, TensorComparison
-from jaxclip.parity._noise import l2
+from jaxclip.parity._noise import Size
 from jaxclip.parity._verify._judge._hints import hint
-from jaxclip.parity._verify._judge._samples import Rule, Sample
+from jaxclip.parity._verify._judge._rules import Rule
+from jaxclip.parity._verify._judge._samples import Sample
 from jaxclip.parity._verify._report._results import TensorResult
 from jaxclip.parity._verify._report._words import TORCH, Words
 
@@ -74,48 +75,50 @@ def _figures(
 ) -> dict[str, Any]:
     if math.isnan(comparison.max_abs_diff):
         return {}
-    torch, port, wide = map(widened, (sample.torch, sample.port, sample.wide))
-    apart = distances(torch, port)
-    finite = np.isfinite(torch) & np.isfinite(port) & np.isfinite(wide)
-    a, b, exact, d = (chosen(x, finite) for x in (torch, port, wide, apart))
+    found = sample.measures
     return {
         "ratio": float(np.fmax(comparison.ratio, comparison.peak_ratio)),
-        "mismatched": int(np.count_nonzero((apart > allowed) | ~finite & (apart != 0))),
-        "relative_l2": _over(b - a, a),
-        "cosine": _cosine(a, b),
-        "tolerance": _needed(a, d) if finite.all() else math.inf,
-        "torch_error": _over(a - exact, exact),
-        "port_error": _over(b - exact, exact),
-        "hint": "" if comparison.passed else _hint(sample, torch, port, allowed),
+        "mismatched": _mismatched(sample, allowed),
+        "relative_l2": _over(found.apart, found.torch),
+        "cosine": _cosine(sample),
+        "tolerance": found.needed if sample.finite.all() else math.inf,
+        "torch_error": _over(found.torch_error, found.wide),
+        "port_error": _over(found.port_error, found.wide),
+        "hint": "" if comparison.passed else _hint(sample, allowed),
     }
 
 
-def _needed(yardstick: Array, apart: Array) -> float:
-    """Return the tolerance, relative to an element and to the greatest, that passes."""
-    scale = np.abs(yardstick)
-    scale += np.max(scale, initial=0.0)
-    shares = np.divide(apart, scale, out=np.zeros_like(scale), where=apart != 0)
-    return float(np.max(shares, initial=0.0))
+def _mismatched(sample: Sample, allowed: Array) -> int:
+    """Count the elements that differ by more than is allowed."""
+    finite = sample.finite
+    if finite.all() and sample.measures.apart.peak <= np.min(allowed, initial=math.inf):
+        return 0
+    apart = distances(sample.torch, sample.port)
+    return int(np.count_nonzero((apart > allowed) | ~finite & (apart != 0)))
 
 
-def _hint(sample: Sample, torch: Array, port: Array, allowed: Array) -> str:
+def _hint(sample: Sample, allowed: Array) -> str:
+    torch, port = widened(sample.torch), widened(sample.port)
     return hint(torch, port, float(np.max(allowed)), sample.words)
 
 
-def _over(part: Array, whole: Array) -> float:
-    if not part.any():
+def _over(part: Size, whole: Size) -> float:
+    if not part.norm:
         return 0.0
-    return l2(part) / l2(whole) if whole.any() else math.inf
+    return part.norm / whole.norm if whole.norm else math.inf
 
 
 _TINY = 2.0**-500
 """Products of numbers between this and its inverse neither vanish nor overflow."""
 
 
-def _cosine(a: Array, b: Array) -> float:
-    if not (a.any() and b.any()):
-        return 0.0 if a.any() or b.any() else 1.0
-    norms = l2(a), l2(b)
+def _cosine(sample: Sample) -> float:
+    found = sample.measures
+    norms = found.torch.norm, found.port.norm
+    if not all(norms):
+        return 0.0 if any(norms) else 1.0
     if all(_TINY < norm < 1 / _TINY for norm in norms):
-        return float(np.vdot(a, b)) / math.prod(norms)
-    return float(np.vdot(a / norms[0], b / norms[1]))
+        return found.dot / math.prod(norms)
+    sides = (chosen(array, sample.finite) for array in (sample.torch, sample.port))
+    torch, port = map(widened, sides)
+    return float(np.vdot(torch / norms[0], port / norms[1]))

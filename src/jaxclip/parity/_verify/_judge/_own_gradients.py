@@ -16,7 +16,8 @@ from jaxclip.parity._noise import l2
 from jaxclip.parity._trace._step import Step
 from jaxclip.parity._verify._compute._known import digested
 from jaxclip.parity._verify._compute._sides import Sides, Stepped
-from jaxclip.parity._verify._judge._samples import Rule, Sample, noise_of
+from jaxclip.parity._verify._judge._rules import Rule, noise_of
+from jaxclip.parity._verify._judge._samples import Sample
 
 _STARTS_FROM = {
     "total norm": "grads",
@@ -69,7 +70,7 @@ def grain_of(name: str, sides: Sides[Stepped], rule: Rule) -> Array:
     draws: Any = tuple(side.own[name] for side in sides.draws)  # errors, not arrays
     own = narrow.own[name]
     sample = Sample(name, "", own, own, wide.own[name], draws=draws)
-    noise = noise_of(sample, np.ones(sample.wide.shape, bool))
+    noise = noise_of(sample)
     doubtful = np.abs(widened(sample.wide)) <= rule.factor * noise.peak
     moved = [widened(side.moved[name]) for side in (wide, narrow, *sides.draws)]
     return np.where(doubtful, 2 * np.maximum.reduce(moved), 0.0)

@@ -5,7 +5,8 @@ import math
 import numpy as np
 
 from jaxclip.parity._arrays import Array, differences
-from jaxclip.parity._verify._judge._samples import Rule, Sample
+from jaxclip.parity._verify._judge._rules import Rule
+from jaxclip.parity._verify._judge._samples import Sample
 from jaxclip.parity._verify._report._difference import Difference
 
 MOST_CELLS = 64

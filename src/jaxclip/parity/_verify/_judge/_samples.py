@@ -1,16 +1,26 @@
-"""One tensor as torch and the port have it, and the rules by which it is judged."""
+"""One tensor as torch and the port have it, and what is measured of it."""
 
-import math
+import dataclasses
+from collections.abc import Iterator
 from dataclasses import dataclass
+from functools import cached_property
+from typing import Any
 
 import jax.numpy as jnp
 import numpy as np
+from numpy.typing import NDArray
 
-from jaxclip.parity._arrays import Array, chosen, widened
-from jaxclip.parity._comparison import Leaf, TensorComparison
-from jaxclip.parity._noise import l2, noise_dtypes, peak, rounded_elements, tolerance
+from jaxclip.parity._arrays import (
+    Array,
+    chosen,
+    finite_elements,
+    is_float,
+    pieces,
+    widened,
+)
+from jaxclip.parity._comparison import Leaf
+from jaxclip.parity._noise import Size, sizes
 from jaxclip.parity._verify._compute._errors import Error
-from jaxclip.parity._verify._report._results import PORT_FACTOR
 from jaxclip.parity._verify._report._words import TORCH, Words
 
 FLOOR_ULPS = 4.0
@@ -18,22 +28,6 @@ FLOOR_ULPS = 4.0
 
 COARSE_FLOOR_ULPS = 0.5
 """The same in bfloat16 and float16, where a few ulps would be a tenth."""
-
-FLOAT64_FACTOR = 100.0
-"""How many times more of its noise is allowed in float64 than in float32.
-
-The noise is measured in float32 and scaled, and a mistake is not: one as small as a
-rounding of float32 is 2**29, or 5e8, times the noise. Correct ports gave up to 5.9 of
-the 400 that a factor of 4 allows, and in float32 up to 2.3 of 4: docs/verifying.md has
-them by stage.
-"""
-
-FEW = 8.0
-"""A tensor of n elements is n draws of the noise, and is allowed 1 + FEW / n times it.
-
-With four runs of the port, the error of a single element exceeds 4 * 9 times the
-greatest of theirs once in about 10**6 cases, if errors are normal; 4 times once in 200.
-"""
 
 
 @dataclass(frozen=True)
@@ -79,57 +73,114 @@ class Sample:
         """What the port computes in the recorded dtype."""
         return self.wide if self.is_wide else self.narrow
 
+    @cached_property
+    def finite(self) -> NDArray[np.bool_]:
+        """Which elements are finite in what is compared."""
+        return finite_elements(self.torch, self.port, self.wide)
+
+    @cached_property
+    def measures(self) -> "Measures":
+        """What is measured of the elements that are finite."""
+        return Measures.of(self)
+
+    def pieces(self) -> Iterator["Sample"]:
+        """Yield the elements that are finite, some after some."""
+        every = {name: getattr(self, name) for name in _ARRAYS}
+        given = {name: x for name, x in every.items() if x is not None}
+        finite = (chosen(array, self.finite) for array in given.values())
+        for part in pieces(*finite):
+            changes: dict[str, Any] = dict(zip(given, part, strict=True))
+            yield dataclasses.replace(self, **changes)
+
+
+_ARRAYS = "torch", "narrow", "wide", "grain"
+
 
 @dataclass(frozen=True)
-class Noise:
-    """The rounding noise of a tensor, as an L2 norm and as a greatest magnitude.
+class Measures:
+    """What is measured of a tensor, in float64, of the elements that are finite.
 
     Attributes:
-        norm: The noise, no less than the floor.
-        peak: The same, of one element.
-        floor_norm: The floor.
-        floor_peak: The same, of one element.
-        measured: What was measured of the norm; 0 where the tensor is zero but for
-            rounding, so that noise is all there is.
+        torch: How large torch's is.
+        narrow: How large the port's in the recorded dtype is.
+        wide: How large the port's in float64 is.
+        torch_error: How far torch's is from the port's in float64.
+        narrow_error: How far the port's in the recorded dtype is from it.
+        apart: How far what is compared of the port's is from torch's.
+        floor: The least noise to assume.
+        dot: The sum of the products of torch's elements and the port's.
+        needed: The tolerance, relative to an element and to the greatest, that passes.
+        size: How many elements there are.
+        is_wide: Whether the port's in float64 is what is compared.
     """
 
-    norm: float
-    peak: float
-    floor_norm: float
-    floor_peak: float
-    measured: float
+    torch: Size
+    narrow: Size
+    wide: Size
+    torch_error: Size
+    narrow_error: Size
+    apart: Size
+    floor: Size
+    dot: float
+    needed: float
+    size: int
+    is_wide: bool
+
+    @property
+    def port(self) -> Size:
+        """How large what is compared of the port's is."""
+        return self.wide if self.is_wide else self.narrow
+
+    @property
+    def port_error(self) -> Size:
+        """How far what is compared of the port's is from the port's in float64."""
+        return Size() if self.is_wide else self.narrow_error
+
+    @classmethod
+    @np.errstate(all="ignore")  # it is for the report to speak of what overflows
+    def of(cls, sample: Sample) -> "Measures":
+        """Measure a sample."""
+        compared = chosen(sample.torch, sample.finite)
+        [own] = sizes([widened(part)] for [part] in pieces(compared)) or [Size()]
+        dots, needed = [], []
+
+        def measured() -> Iterator[tuple[Array, ...]]:
+            for piece in sample.pieces():
+                sides = piece.torch, piece.port, piece.narrow, piece.wide
+                torch, port, narrow, wide = map(widened, sides)
+                apart, floor = np.abs(port - torch), floor_of(piece)
+                dots.append(float(np.vdot(torch, port).real))
+                needed.append(_needed(torch, apart, own.peak))
+                yield narrow, wide, torch - wide, narrow - wide, apart, floor
+
+        found = sizes(measured()) or [Size()] * 6
+        narrow, wide, torch_error, narrow_error, between, floor = found
+        return cls(
+            torch=own,
+            narrow=narrow,
+            wide=wide,
+            torch_error=torch_error,
+            narrow_error=narrow_error,
+            apart=between,
+            floor=floor,
+            dot=sum(dots),
+            needed=max(needed, default=0.0),
+            size=compared.size,
+            is_wide=sample.is_wide,
+        )
 
 
-def noise_of(sample: Sample, rounded: Array) -> Noise:
-    """Measure the noise of the elements that rounding excuses.
-
-    It is the greatest distance of the port's runs in the recorded dtype from that in
-    float64. For a recording in float64 it is that of its runs in float32, times the
-    ratio of the two dtypes' eps.
-    """
-    narrow, wide = (
-        widened(chosen(array, rounded)) for array in (sample.narrow, sample.wide)
-    )
-    eps, low = (float(jnp.finfo(a.dtype).eps) for a in (sample.torch, sample.narrow))
-    shrunk = eps / low
-    floor = chosen(floor_of(sample), rounded)
-    own = Error.of(narrow, wide)
-    errors = own, *sample.draws
-    share = shrunk * (1 + FEW / wide.size)
-    vanishes = l2(wide) <= low * l2(narrow)
-    norm = share * max(error.norm for error in errors)
-    greatest = share * max(error.peak for error in errors)
-    return Noise(
-        norm=max(norm, l2(floor)),
-        peak=max(greatest, peak(floor)),
-        floor_norm=l2(floor),
-        floor_peak=peak(floor),
-        measured=0.0 if vanishes else norm,
-    )
+def _needed(yardstick: Array, apart: Array, most: float) -> float:
+    """Return the tolerance, relative to an element and to the greatest, that passes."""
+    scale = np.abs(yardstick) + most
+    shares = np.divide(apart, scale, out=np.zeros_like(scale), where=apart != 0)
+    return float(np.max(shares))
 
 
 def floor_of(sample: Sample) -> Array:
     """Return the least noise to assume of each element."""
+    if not is_float(sample.torch):
+        return np.zeros(sample.wide.shape)
     finfo = jnp.finfo(sample.torch.dtype)
     # What computes in float32 may flush what is below its smallest normal to zero.
     least = np.finfo(np.float64 if sample.is_wide else np.float32)
@@ -137,118 +188,3 @@ def floor_of(sample: Sample) -> Array:
     ulps = FLOOR_ULPS if finfo.bits >= 32 else COARSE_FLOOR_ULPS
     floor = ulps * (float(finfo.eps) * np.abs(widened(sample.wide)) + tiny)
     return floor if sample.grain is None else np.maximum(floor, sample.grain)
-
-
-@dataclass(frozen=True)
-class Rule:
-    """By how much a sample may differ.
-
-    Attributes:
-        factor: How many times the port's noise.
-        equal_nan: Whether NaN equals NaN.
-        rtol: A relative tolerance instead; with ``atol``, or not at all.
-        atol: An absolute tolerance.
-        port_factor: How many times the recorded side's error the port's may be.
-            Infinite where that may be near the truth by luck, and blames no port.
-    """
-
-    factor: float = 4.0
-    equal_nan: bool = False
-    rtol: float | None = None
-    atol: float | None = None
-    port_factor: float = PORT_FACTOR
-
-    def __post_init__(self) -> None:
-        """Refuse what is no tolerance."""
-        if not 0 < self.factor < math.inf:
-            raise ValueError(f"factor={self.factor} must be more than 0, and finite.")
-        if (self.rtol is None) != (self.atol is None):
-            raise ValueError(
-                f"rtol={self.rtol}, atol={self.atol}: give both or neither. One alone "
-                "would leave the other to a default that nobody chose."
-            )
-        for name in ("rtol", "atol"):
-            value = getattr(self, name)
-            if value is not None and not 0 <= value < math.inf:
-                raise ValueError(
-                    f"{name}={value} is no tolerance: give 0 or more, finite."
-                )
-
-    def __str__(self) -> str:
-        """Say the rule."""
-        if self.rtol is not None:
-            return f"rtol={self.rtol:g}, atol={self.atol:g}"
-        return f"{self.factor:g} times the rounding noise of the port"
-
-    def allowed(self, sample: Sample) -> float:
-        """Return up to which ratio a sample passes."""
-        if self.rtol is not None:
-            return 1.0
-        return self.factor * (FLOAT64_FACTOR if sample.is_wide else 1.0)
-
-    def __call__(self, sample: Sample) -> tuple[TensorComparison, Array]:
-        """Judge a sample: the comparison, and what each element may differ by."""
-        nothing = np.zeros(())
-        leaf = sample.leaf
-        problem = leaf.conflict("shape", lambda array: array.shape)
-        problem = problem or leaf.conflict("dtype", lambda array: array.dtype)
-        if problem:
-            return leaf.refused(problem), nothing
-        if self.rtol is not None and self.atol is not None:
-            judged = tolerance(
-                leaf, rtol=self.rtol, atol=self.atol, equal_nan=self.equal_nan
-            )
-            return judged, self.atol + self.rtol * np.abs(widened(sample.torch))
-        if not sample.is_wide:
-            problem = noise_dtypes(sample.torch, sample.port, sample.wide)
-        if problem:
-            return leaf.refused(problem), nothing
-        sides = {**leaf.sides, "port in float64": sample.wide}
-        rounded, problem = rounded_elements(Leaf("", sides), self.equal_nan)
-        if problem:
-            return leaf.judged(False, problem, ratio=math.inf), nothing
-        if not rounded.any():
-            return leaf.judged(True, "equal", ratio=0.0), nothing
-        return self._measured(leaf, sample, rounded)
-
-    def _measured(
-        self, leaf: Leaf, sample: Sample, rounded: Array
-    ) -> tuple[TensorComparison, Array]:
-        noise = noise_of(sample, rounded)
-        factor = self.allowed(sample)
-        torch, port, wide = (
-            widened(chosen(array, rounded))
-            for array in (sample.torch, sample.port, sample.wide)
-        )
-        recorded, candidate = sample.words
-        of_torch, of_port = torch - wide, port - wide
-        ratio, peak_ratio = l2(of_torch) / noise.norm, peak(of_torch) / noise.peak
-        port_ratio = max(
-            l2(of_port) / max(l2(of_torch), noise.floor_norm),
-            peak(of_port) / max(peak(of_torch), noise.floor_peak),
-        )
-        drowned = (
-            factor * noise.norm >= l2(wide)
-            and noise.measured > noise.floor_norm
-            and bool((torch != port).any())
-        )
-        if drowned:
-            verdict = "noise leaves nothing to compare"
-        elif max(ratio, peak_ratio) > factor:
-            verdict = "more than noise"
-        elif port_ratio > self.port_factor:
-            verdict = f"{candidate} loses digits that {recorded} keeps"
-        else:
-            verdict = "within noise"
-        judged = leaf.judged(
-            verdict == "within noise",
-            f"{verdict}: {recorded} is {max(ratio, peak_ratio):.3g} times the noise "
-            f"from {candidate} in float64, up to {factor:g}",
-            ratio=ratio,
-            peak_ratio=peak_ratio,
-            candidate_ratio=port_ratio if self.port_factor < math.inf else math.nan,
-            reference_error=l2(of_torch),
-            candidate_error=l2(of_port),
-            allowed=factor * noise.norm,
-        )
-        return judged, np.asarray(factor * noise.peak)

@@ -19,7 +19,7 @@ from jaxclip.parity._verify._compute._runs import Precision
 from jaxclip.parity._verify._compute._sides import Called, Sides, Stepped
 from jaxclip.parity._verify._judge._assembly import Part
 from jaxclip.parity._verify._judge._call_stages import CallStages
-from jaxclip.parity._verify._judge._samples import Rule
+from jaxclip.parity._verify._judge._rules import Rule
 from jaxclip.parity._verify._judge._step_stages import StepStages
 from jaxclip.parity._verify._report._results import STAGES
 

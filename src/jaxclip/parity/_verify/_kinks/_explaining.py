@@ -15,7 +15,7 @@ from jaxclip.parity._verify._compute._errors import Error
 from jaxclip.parity._verify._compute._runs import Precision
 from jaxclip.parity._verify._compute._sides import Called, Sides
 from jaxclip.parity._verify._judge._assembly import Part
-from jaxclip.parity._verify._judge._samples import Rule
+from jaxclip.parity._verify._judge._rules import Rule
 from jaxclip.parity._verify._judge._stages import Comparing, Unrecorded, joined
 from jaxclip.parity._verify._kinks._kinks import (
     MOST,

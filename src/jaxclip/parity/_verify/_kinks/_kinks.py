@@ -15,7 +15,7 @@ import numpy as np
 
 from jaxclip.parity._arrays import Array
 from jaxclip.parity._noise import l2, peak
-from jaxclip.parity._verify._judge._samples import FLOAT64_FACTOR
+from jaxclip.parity._verify._judge._rules import FLOAT64_FACTOR
 from jaxclip.parity._verify._kinks._watching import Move, Site
 
 CLEAR = 2.0
@@ -40,6 +40,8 @@ class Kink:
         index: Its flat index in the value that decides.
         distance: By what it would have to move, in float64.
         noise: The noise of the value.
+        clear: By how much it is moved so that it decides the same in all runs: it and
+            what it is held against may both be off by the noise, and both are rounded.
         tied: Whether it is exactly on the kink in both dtypes: its side is then not a
             matter of rounding, but of how the derivative there is defined.
         ordered: Whether the first of equal elements is taken, on both sides.
@@ -50,6 +52,7 @@ class Kink:
     index: int
     distance: float
     noise: float
+    clear: float
     tied: bool
     ordered: bool = False
     in_runs: tuple[float, ...] = ()
@@ -58,7 +61,7 @@ class Kink:
     def across(self) -> Move:
         """Move it clearly to the other side."""
         side = np.sign(self.distance) or 1.0
-        return Move(self.site, self.index, self.distance + side * CLEAR * self.noise)
+        return Move(self.site, self.index, self.distance + side * self.clear)
 
     def held(self, run: int) -> Move | None:
         """Hold one that is tied as it is where a run is given something else.
@@ -73,13 +76,13 @@ class Kink:
     @property
     def opposite(self) -> Move:
         """Move one that is tied to the side that ``across`` does not take."""
-        return Move(self.site, self.index, -CLEAR * self.noise)
+        return Move(self.site, self.index, -self.clear)
 
     @property
     def back(self) -> Move:
         """Move it clearly to the side on which it is."""
         side = np.sign(self.distance) or 1.0
-        short = max(0.0, CLEAR * self.noise - abs(self.distance))
+        short = max(0.0, self.clear - abs(self.distance))
         return Move(self.site, self.index, -side * short)
 
 
@@ -115,10 +118,11 @@ def near(
             tied = at == 0 and others[0].distance.flat[index] == 0
             key = site.number, int(index), float(np.sign(at))
             least = noise or _ulp(site.value)
+            clear = CLEAR * least + share * _ulp(site.value.flat[index])
             found.setdefault(
                 key,
                 Kink(
-                    *(place, int(index), at, least, bool(tied)),
+                    *(place, int(index), at, least, clear, bool(tied)),
                     ordered=site.decision.primitive in _FIRST,
                     in_runs=(at, *(float(o.distance.flat[index]) for o in others)),
                 ),
@@ -139,6 +143,7 @@ def _noise(site: Site, others: Iterable[Site]) -> float:
 
 
 def _ulp(value: Array) -> float:
+    """Return an ulp of the greatest element in float32."""
     finite = value[np.isfinite(value)]
     return float(np.finfo(np.float32).eps) * (peak(finite) or 1.0)
 

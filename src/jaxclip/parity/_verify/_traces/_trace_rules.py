@@ -14,7 +14,8 @@ from jaxclip.parity._noise import bitwise
 from jaxclip.parity._trace._digest import Digest, digest
 from jaxclip.parity._verify._free_run import FACTOR as DRIFT
 from jaxclip.parity._verify._judge._judging import judged
-from jaxclip.parity._verify._judge._samples import FLOOR_ULPS, Rule, Sample
+from jaxclip.parity._verify._judge._rules import Rule
+from jaxclip.parity._verify._judge._samples import FLOOR_ULPS, Sample
 from jaxclip.parity._verify._report._results import PORT_FACTOR, TensorResult
 from jaxclip.parity._verify._report._words import TRACES, Words
 

@@ -12,7 +12,8 @@ from jaxclip.parity._trace._digest import Digest
 from jaxclip.parity._trace._records import Run
 from jaxclip.parity._trace._step import Step
 from jaxclip.parity._verify._judge._judging import refused
-from jaxclip.parity._verify._judge._samples import Rule, Sample
+from jaxclip.parity._verify._judge._rules import Rule
+from jaxclip.parity._verify._judge._samples import Sample
 from jaxclip.parity._verify._report._results import (
     BATCH,
     RECORDED_AS,

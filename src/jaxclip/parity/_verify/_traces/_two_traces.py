@@ -10,7 +10,7 @@ from jaxclip.convert._names import target_names
 from jaxclip.parity._arrays import is_float
 from jaxclip.parity._trace._reader import Trace, open_trace
 from jaxclip.parity._trace._step import Step
-from jaxclip.parity._verify._judge._samples import Rule
+from jaxclip.parity._verify._judge._rules import Rule
 from jaxclip.parity._verify._report._report import Report
 from jaxclip.parity._verify._report._results import StageResult
 from jaxclip.parity._verify._report._words import TRACES
