@@ -110,11 +110,25 @@ def pieces(*arrays: Array) -> Iterator[tuple[Array, ...]]:
     """Yield the same part of each of some arrays of one shape, part after part, flat.
 
     A figure that is taken part by part takes no memory, and less time than a pass over
-    the memory of a large array.
+    the memory of a large array. Arrays may lie in any order, and are not copied whole.
+
+    Example:
+        >>> [len(part) for [part] in pieces(np.zeros((3, 5000)).T)]
+        [8190, 6810]
     """
-    flat = [array.reshape(-1) for array in arrays]
-    for start in range(0, flat[0].size, PIECE):
-        yield tuple(array[start : start + PIECE] for array in flat)
+    first = arrays[0]
+    if first.size <= PIECE:
+        if first.size:
+            yield tuple(array.reshape(-1) for array in arrays)
+        return
+    row = first.size // len(first)
+    if row > PIECE:
+        for rows in zip(*arrays, strict=True):
+            yield from pieces(*rows)
+        return
+    several = PIECE // row
+    for start in range(0, len(first), several):
+        yield tuple(array[start : start + several].reshape(-1) for array in arrays)
 
 
 def finite_elements(*arrays: Array) -> NDArray[np.bool_]:

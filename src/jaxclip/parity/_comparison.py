@@ -15,7 +15,6 @@ import numpy as np
 from numpy.typing import NDArray
 
 from jaxclip.parity._arrays import (
-    PIECE,
     ULP_DTYPES,
     Array,
     as_array,
@@ -266,16 +265,17 @@ def _named_leaves(tree: Any, prefix: str = "") -> Iterator[tuple[str, Any]]:
 def _furthest(first: Array, second: Array) -> dict[str, Any]:
     """Measure by how much two arrays of one shape differ at most, and where."""
     counted = first.dtype == second.dtype and first.dtype in ULP_DTYPES
-    most, index, relative, ulps = 0.0, 0, 0.0, 0
-    for number, (a, b) in enumerate(pieces(first, second)):
+    most, index, relative, ulps, start = 0.0, 0, 0.0, 0, 0
+    for a, b in pieces(first, second):
         absolute, shares = differences(a, b)
         worst = int(np.argmax(absolute))
         if absolute[worst] > most:
-            most, index = float(absolute[worst]), number * PIECE + worst
+            most, index = float(absolute[worst]), start + worst
         relative = max(relative, float(np.max(shares)))
         if counted and absolute[worst] > 0:
             apart = ulp_distance(a, b)[absolute > 0]  # not from NaN to NaN
             ulps = max(ulps, int(np.max(apart)))
+        start += a.size
     return {
         "max_abs_diff": most,
         "max_abs_index": _plain(np.unravel_index(index, first.shape))

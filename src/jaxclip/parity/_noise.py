@@ -412,5 +412,5 @@ def sizes(parts: Iterable[Sequence[Array]]) -> list[Size]:
 def peak(values: Array) -> float:
     """Return the greatest magnitude in an array that has an element."""
     if np.iscomplexobj(values):
-        return float(np.max(np.abs(values)))
-    return max(float(np.max(values)), -float(np.min(values)))  # NaN is both
+        return float(np.abs(values).max())
+    return max(float(values.max()), -float(values.min()))  # NaN is both

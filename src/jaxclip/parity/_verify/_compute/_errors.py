@@ -52,10 +52,16 @@ class Error:
             sketched: Whether to keep what a digest would tell.
         """
         with np.errstate(all="ignore"):
-            parts = pieces(array, wide)
+            parts = pieces(*_turned(array, wide))
             [size] = sizes([_apart(a, b)] for a, b in parts) or [Size()]
             drawn = sketch(_apart(array, wide)) if sketched else None
             return cls(size.norm, size.peak, drawn)
+
+
+def _turned(*arrays: Array) -> tuple[Array, ...]:
+    """Turn arrays that lie in columns, as Flax's kernels do in torch's layout."""
+    columns = all(array.flags.f_contiguous for array in arrays)
+    return tuple(array.T for array in arrays) if columns else arrays
 
 
 def _apart(array: Array, wide: Array) -> Array:

@@ -83,7 +83,7 @@ def _nudged(array: Array, draw: int, change: float) -> Array:
     # A product of two numbers of float32 is rounded as one in float64 would be.
     exact = np.float32 if array.dtype == np.float32 and not change else np.float64
     factors = np.asarray([1 - eps, 1 + eps, 1.0], exact)
-    ups = rng.integers(2, size=array.shape, dtype=np.uint8)
+    ups = np.asarray(rng.integers(2, size=array.shape, dtype=np.uint8))
     if change:
         ups[rng.random(array.shape) >= SHARE] = 2
     nudged: Array = (array * factors[ups]).astype(array.dtype, copy=False)
