@@ -1,6 +1,9 @@
 """What every test shares."""
 
+from collections.abc import Iterator
+
 import hypothesis
+import jax
 import pytest
 import torch
 
@@ -18,3 +21,12 @@ hypothesis.settings.load_profile("jaxclip")
 def trio(request: pytest.FixtureRequest) -> Trio:
     """Each model three times over: torch's, the NNX one, and the Linen one."""
     return BY_NAME[request.param]
+
+
+@pytest.fixture
+def quick_compilation() -> Iterator[None]:
+    """Halve the time to compile; the results are rounded like any others."""
+    before = jax.config.read("jax_disable_most_optimizations")
+    jax.config.update("jax_disable_most_optimizations", True)
+    yield
+    jax.config.update("jax_disable_most_optimizations", before)

@@ -16,6 +16,8 @@ from jaxclip.parity import assert_trees_close
 from tests.contract.cases import ROWS
 from tests.contract.optimizers import OPTIMIZERS
 
+pytestmark = pytest.mark.usefixtures("quick_compilation")
+
 BOTH = ("x", "y")
 GRADS = {
     "w": np.float32([[3.0, 0.0, 0.5, -0.25], [0.5, -0.25, 1.5, 1.0]]),
@@ -80,11 +82,22 @@ def specs_of_state(transformation, grads, specs):
 
 
 def assert_as_unsharded(case, grads, got, bad_step=1):
-    clip = case.make()
-    steps = jax.jit(run(clip, bad_step))
-    expected = steps(grads, clip.init(grads), params_like(grads))
     # Sums over shards are taken in another order.
+    expected = unsharded(case, grads, bad_step)
     assert_trees_close(got, expected, rtol=3e-6, atol=0.0)
+
+
+COMPUTED = {}
+
+
+def unsharded(case, grads, bad_step):
+    """Return what a row does on one device, computed once for all of its tests."""
+    key = case.name, tuple((name, leaf.shape) for name, leaf in grads.items()), bad_step
+    if key not in COMPUTED:
+        clip = case.make()
+        steps = jax.jit(run(clip, bad_step))
+        COMPUTED[key] = steps(grads, clip.init(grads), params_like(grads))
+    return COMPUTED[key]
 
 
 def params_like(grads):
