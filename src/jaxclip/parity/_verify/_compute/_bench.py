@@ -165,17 +165,24 @@ class Bench:
             final = arrays_in(step, "final_grads", step.final_grads)
             grads = own.replaced(grads, final, cast)
         try:
-            opt_state = self.opt_state(step, params, precision)
+            start = self.opt_state(step, params, precision)
         except ConversionError as error:
             norm = _as_kept(step.total_norm, norm, precision)
             return Stepped(norm, clipped, problems=tuple(error.problems))
-        after, opt_state = self.runs.optimized(grads, opt_state, params)
+        after, opt_state = self.runs.optimized(grads, start, params)
         if not self.clips:
             norm = norm_in(opt_state)
         before, params_after = own.params(params), own.params(after)
         update = {name: array - before[name] for name, array in params_after.items()}
         names = digested(step, "final_grads" if self.clips else "grads")
         used = own.params(grads) if names else {}
+        given = {name: used[name] for name in names if name in used}
+        turned: Arrays = {}
+        if given:
+            other = own.replaced(grads, {n: -g for n, g in given.items()}, np.asarray)
+            elsewhere, _ = self.runs.optimized(other, start, params)
+            found = own.params(elsewhere)
+            turned = {name: np.abs(params_after[name] - found[name]) for name in given}
         recorded = found_in(step, "opt_state_after", named_state(step.opt_state_after))
         return Stepped(
             total_norm=_as_kept(step.total_norm, norm, precision),
@@ -186,8 +193,8 @@ class Bench:
                 name: _as_kept(recorded.get(name), array, precision)
                 for name, array in own.kept(opt_state, clip_state, params).items()
             },
-            own={name: used[name] for name in names if name in used},
-            moved={name: np.abs(update[name]) for name in names if name in update},
+            own=given,
+            turned=turned,
         )
 
 

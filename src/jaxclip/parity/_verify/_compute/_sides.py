@@ -86,7 +86,8 @@ class Stepped:
         kept: The optimizer's state after the step, by ``"name/key"``.
         own: The gradients that the optimizer was given of parameters of which the
             recording has a digest: the port's own.
-        moved: By how much it changed these parameters, without a sign.
+        turned: How far it would have moved these parameters from where it did, had
+            these gradients had the other sign.
         problems: Why the optimizer's state could not be had.
     """
 
@@ -96,11 +97,11 @@ class Stepped:
     params: Arrays = field(default_factory=dict)
     kept: Arrays = field(default_factory=dict)
     own: Arrays = field(default_factory=dict)
-    moved: Arrays = field(default_factory=dict)
+    turned: Arrays = field(default_factory=dict)
     problems: tuple[str, ...] = ()
 
     def errors(self, step: Step, wide: "Stepped") -> "Stepped":
-        """Return it with the errors of arrays in their place, but for ``moved``.
+        """Return it with the errors of arrays in their place, but for ``turned``.
 
         Args:
             step: The recorded step.

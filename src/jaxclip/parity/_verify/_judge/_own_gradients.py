@@ -72,8 +72,8 @@ def grain_of(name: str, sides: Sides[Stepped], rule: Rule) -> Array:
     sample = Sample(name, "", own, own, wide.own[name], draws=draws)
     noise = noise_of(sample)
     doubtful = np.abs(widened(sample.wide)) <= rule.factor * noise.peak
-    moved = [widened(side.moved[name]) for side in (wide, narrow, *sides.draws)]
-    return np.where(doubtful, 2 * np.maximum.reduce(moved), 0.0)
+    turned = [widened(side.turned[name]) for side in (wide, narrow, *sides.draws)]
+    return np.where(doubtful, np.maximum.reduce(turned), 0.0)
 
 
 def is_blind(grain: Array, wide: Array, rule: Rule) -> bool:
