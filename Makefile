@@ -6,8 +6,8 @@ BIN := $(VENV)/bin
 READY := $(VENV)/.ready
 REAL := $(VENV)/.real
 
-# Compiling is most of what the tests take. XLA's fusion emitters double it, and compute
-# the same: `make test` does without them, `make test-all` compiles as users do.
+# Compiling is most of what the tests take, and XLA's fusion emitters double it: `make
+# test` does without them, and `make test-all` compiles as users do.
 QUICK := XLA_FLAGS="$(XLA_FLAGS) --xla_cpu_use_fusion_emitters=false"
 
 .DEFAULT_GOAL := help

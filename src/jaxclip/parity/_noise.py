@@ -3,7 +3,6 @@
 import dataclasses
 import functools
 import math
-from collections.abc import Iterable, Sequence
 from typing import Any
 
 import jax.numpy as jnp
@@ -18,6 +17,7 @@ from jaxclip.parity._arrays import (
     widened,
 )
 from jaxclip.parity._comparison import Leaf, TensorComparison, TreeComparison, compare
+from jaxclip.parity._sizes import l2, peak
 
 
 def compare_to_noise(
@@ -369,48 +369,3 @@ def _nan_hint(nan: NDArray[np.bool_]) -> str:
 
 def _rounds(dtype: np.dtype[Any]) -> bool:
     return bool(jnp.issubdtype(dtype, np.inexact))
-
-
-_SAFE = 2.0**-900, 2.0**900
-"""Between these no square that matters to a sum of squares was lost."""
-
-
-def l2(values: Array) -> float:
-    """Return the L2 norm of an array that has an element."""
-    flat = values.ravel(order="K")  # as it lies, without a copy
-    squares = float(np.vdot(flat, flat).real)
-    if _SAFE[0] < squares < _SAFE[1]:
-        return math.sqrt(squares)
-    most = peak(values)  # divided by it, no square overflows
-    return most * math.sqrt(np.sum(np.square(values / most))) if most else 0.0
-
-
-@dataclasses.dataclass(frozen=True)
-class Size:
-    """How large the elements of an array are, together and at most.
-
-    Attributes:
-        norm: The L2 norm.
-        peak: The greatest magnitude.
-    """
-
-    norm: float = 0.0
-    peak: float = 0.0
-
-
-def sizes(parts: Iterable[Sequence[Array]]) -> list[Size]:
-    """Measure some arrays of which part comes after part; none if no part comes."""
-    measured = [[(l2(x), peak(x)) for x in part] for part in parts]
-    return [
-        Size(math.hypot(*norms), float(np.max(peaks)))
-        for norms, peaks in (
-            zip(*found, strict=True) for found in zip(*measured, strict=True)
-        )
-    ]
-
-
-def peak(values: Array) -> float:
-    """Return the greatest magnitude in an array that has an element."""
-    if np.iscomplexobj(values):
-        return float(np.abs(values).max())
-    return max(float(values.max()), -float(values.min()))  # NaN is both

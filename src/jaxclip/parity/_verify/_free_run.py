@@ -9,7 +9,7 @@ import numpy as np
 
 from jaxclip.convert import ConversionError
 from jaxclip.parity._arrays import pieces, widened
-from jaxclip.parity._noise import Size, l2, sizes
+from jaxclip.parity._sizes import l2, sizes
 from jaxclip.parity._trace._digest import DRAWS, project
 from jaxclip.parity._trace._step import Step
 from jaxclip.parity._verify._compute._bench import Bench
@@ -222,7 +222,7 @@ def _distance(port: Array, torch: Array | Known) -> float:
     """Return ``‖port - torch‖``, or what a digest makes of it."""
     if not isinstance(torch, Known):
         parts = pieces(torch, port)
-        [apart] = sizes([widened(a) - widened(b)] for a, b in parts) or [Size()]
+        [apart] = sizes(([widened(a) - widened(b)] for a, b in parts), 1)
         return apart.norm
     [own] = project([widened(port)])
     return l2(own - torch.projections) / math.sqrt(DRAWS)

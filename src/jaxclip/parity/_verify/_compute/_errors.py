@@ -7,7 +7,7 @@ from typing import Any, TypeVar
 import numpy as np
 
 from jaxclip.parity._arrays import Array, pieces, widened
-from jaxclip.parity._noise import Size, l2, sizes
+from jaxclip.parity._sizes import l2, sizes
 from jaxclip.parity._trace._digest import BLOCKS, block_of, project
 
 K = TypeVar("K")
@@ -53,7 +53,7 @@ class Error:
         """
         with np.errstate(all="ignore"):
             parts = pieces(*_turned(array, wide))
-            [size] = sizes([_apart(a, b)] for a, b in parts) or [Size()]
+            [size] = sizes(([_apart(a, b)] for a, b in parts), 1)
             drawn = sketch(_apart(array, wide)) if sketched else None
             return cls(size.norm, size.peak, drawn)
 

@@ -14,7 +14,7 @@ import numpy as np
 
 from jaxclip.parity._arrays import Array, is_float, widened
 from jaxclip.parity._comparison import Leaf, TensorComparison
-from jaxclip.parity._noise import l2, peak
+from jaxclip.parity._sizes import l2, peak
 from jaxclip.parity._trace._digest import (
     BLOCKS,
     DRAWS,

@@ -6,7 +6,7 @@ from itertools import permutations
 import numpy as np
 
 from jaxclip.parity._arrays import Array
-from jaxclip.parity._noise import l2
+from jaxclip.parity._sizes import l2
 from jaxclip.parity._verify._report._words import TORCH, Words
 
 _FEW = 1e-3

@@ -8,7 +8,7 @@ import numpy as np
 
 from jaxclip.parity._arrays import Array, chosen, distances, widened
 from jaxclip.parity._comparison import Leaf, TensorComparison
-from jaxclip.parity._noise import Size
+from jaxclip.parity._sizes import Size
 from jaxclip.parity._verify._judge._hints import hint
 from jaxclip.parity._verify._judge._rules import Rule
 from jaxclip.parity._verify._judge._samples import Sample

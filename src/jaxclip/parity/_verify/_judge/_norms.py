@@ -7,7 +7,7 @@ from typing import Any
 import jax.numpy as jnp
 import numpy as np
 
-from jaxclip.parity._noise import l2
+from jaxclip.parity._sizes import l2
 from jaxclip.parity._verify._compute._known import Known
 from jaxclip.parity._verify._report._results import StageResult
 from jaxclip.parity._verify._report._words import TORCH, Words

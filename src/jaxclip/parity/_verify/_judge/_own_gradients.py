@@ -12,7 +12,7 @@ from typing import Any
 import numpy as np
 
 from jaxclip.parity._arrays import Array, widened
-from jaxclip.parity._noise import l2
+from jaxclip.parity._sizes import l2
 from jaxclip.parity._trace._step import Step
 from jaxclip.parity._verify._compute._known import digested
 from jaxclip.parity._verify._compute._sides import Sides, Stepped

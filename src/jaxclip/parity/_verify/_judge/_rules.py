@@ -8,7 +8,8 @@ import numpy as np
 
 from jaxclip.parity._arrays import Array, widened
 from jaxclip.parity._comparison import Leaf, TensorComparison
-from jaxclip.parity._noise import Size, noise_dtypes, rounded_elements, tolerance
+from jaxclip.parity._noise import noise_dtypes, rounded_elements, tolerance
+from jaxclip.parity._sizes import Size
 from jaxclip.parity._verify._compute._errors import Error
 from jaxclip.parity._verify._judge._samples import Sample
 from jaxclip.parity._verify._report._results import PORT_FACTOR

@@ -19,7 +19,7 @@ from jaxclip.parity._arrays import (
     widened,
 )
 from jaxclip.parity._comparison import Leaf
-from jaxclip.parity._noise import Size, sizes
+from jaxclip.parity._sizes import Size, sizes
 from jaxclip.parity._verify._compute._errors import Error
 from jaxclip.parity._verify._report._words import TORCH, Words
 
@@ -141,7 +141,7 @@ class Measures:
     def of(cls, sample: Sample) -> "Measures":
         """Measure a sample."""
         compared = chosen(sample.torch, sample.finite)
-        [own] = sizes([widened(part)] for [part] in pieces(compared)) or [Size()]
+        [own] = sizes(([widened(part)] for [part] in pieces(compared)), 1)
         dots, needed = [], []
 
         def measured() -> Iterator[tuple[Array, ...]]:
@@ -153,7 +153,7 @@ class Measures:
                 needed.append(_needed(torch, apart, own.peak))
                 yield narrow, wide, torch - wide, narrow - wide, apart, floor
 
-        found = sizes(measured()) or [Size()] * 6
+        found = sizes(measured(), 6)
         narrow, wide, torch_error, narrow_error, between, floor = found
         return cls(
             torch=own,

@@ -14,7 +14,7 @@ from typing import Any, NamedTuple
 import numpy as np
 
 from jaxclip.parity._arrays import Array
-from jaxclip.parity._noise import l2, peak
+from jaxclip.parity._sizes import l2, peak
 from jaxclip.parity._verify._judge._rules import FLOAT64_FACTOR
 from jaxclip.parity._verify._kinks._watching import Move, Site
 
