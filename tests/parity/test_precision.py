@@ -3,13 +3,14 @@
 import jax
 import jax.numpy as jnp
 import numpy as np
+import optax
 import pytest
 import torch
 from flax import nnx
 from torch import nn
 from torch.nn import functional as F
 
-from jaxclip import clip_by_global_norm, optim
+from jaxclip import clip_by_global_norm, models, optim
 from jaxclip.parity import Port, record, verify
 from jaxclip.parity._verify._compute._jaxprs import Evaluation
 from jaxclip.parity._verify._compute._precision import Traced
@@ -194,6 +195,79 @@ def bare_port(scale=1.0):
 
     params = {"weight": jnp.zeros((4, 8)), "bias": jnp.zeros(4)}
     return Port(params, loss_fn, optim.sgd(LR))
+
+
+class Convolutional(nnx.Module):
+    """The port of what `autocast_convolutions` trains, with a normalisation."""
+
+    def __init__(self, norm):
+        """Make the layers."""
+        low, rngs = jnp.bfloat16, nnx.Rngs(0)
+        self.conv = nnx.Conv(3, 8, (3, 3), padding=1, dtype=low, rngs=rngs)
+        self.norm = norm(8, rngs=rngs)
+        self.fc = nnx.Linear(128, 10, dtype=low, rngs=rngs)
+
+    def __call__(self, x):
+        x = nnx.relu(self.norm(self.conv(jnp.moveaxis(x, 1, -1))))
+        return self.fc(nnx.max_pool(x, (2, 2), (2, 2)).reshape(len(x), -1))
+
+
+def autocast_convolutions(path, seed):
+    """Record what autocast makes of convolutions and of a batch normalisation."""
+    torch.manual_seed(seed)
+    model = nn.Sequential(
+        *(nn.Conv2d(3, 8, 3, padding=1), nn.BatchNorm2d(8)),
+        *(nn.ReLU(), nn.MaxPool2d(2), nn.Flatten(), nn.Linear(128, 10)),
+    )
+    optimizer = torch.optim.AdamW(model.parameters(), lr=LR)
+    with record(path, model, optimizer) as run:
+        for _ in range(2):
+            x, y = torch.randn(8, 3, 8, 8), torch.randint(10, (8,))
+            with run.step(x=x, y=y):
+                optimizer.zero_grad()
+                with torch.autocast("cpu", torch.bfloat16):
+                    loss = F.cross_entropy(model(x), y)
+                loss.backward()
+                optimizer.step()
+    return path
+
+
+def port_of_convolutions(norm=models.BatchNorm, **options):
+    def loss_fn(model, batch):
+        logits = model(batch["x"])
+        losses = optax.softmax_cross_entropy_with_integer_labels(
+            logits.astype(jnp.float32), batch["y"]
+        )
+        return losses.mean(), logits
+
+    return Port(
+        Convolutional(norm),
+        loss_fn,
+        optim.adamw(LR),
+        rename={"0": "conv", "1": "norm", "5": "fc"},
+        flatten={"fc": (8, 4, 4)},
+        **options,
+    )
+
+
+@pytest.mark.parametrize(
+    "seed", [0, *(pytest.param(seed, marks=pytest.mark.long) for seed in range(1, 10))]
+)
+def test_convolutions_under_autocast_are_the_same(tmp_path, seed):
+    path = autocast_convolutions(tmp_path / "run.trace", seed)
+    report = verify(path, port_of_convolutions())
+    report.raise_if_different()
+    compared = report.of_stage("activations")[0].tensors
+    assert [tensor.module for tensor in compared] == ["0", "1", "5"]
+
+
+def test_a_normalisation_that_leaves_autocast_is_named(tmp_path):
+    # torch's is given bfloat16 and returns it; Flax's returns float32 by default.
+    path = autocast_convolutions(tmp_path / "run.trace", 0)
+    own = port_of_convolutions(nnx.BatchNorm, ignore=["*.num_batches_tracked"])
+    report = verify(path, own, free_run=False)
+    assert (report.first.stage, report.first.module) == ("activations", "1")
+    assert "dtype differs: bfloat16 in torch, float32 in port" in report.first.detail
 
 
 def test_a_cast_by_hand_is_seen(tmp_path):

@@ -69,6 +69,34 @@ def test_a_recorded_run_is_the_same_to_the_bit(net, optimizer, tmp_path):
     assert equal(train(True), train(False))
 
 
+# TorchDynamo asks tensors for it, and hides the warning, but not from errors.
+@pytest.mark.filterwarnings("ignore:The .grad attribute of a Tensor:UserWarning")
+def test_a_compiled_run_is_the_same_to_the_bit(tmp_path):
+    def train(record_it):
+        torch.manual_seed(0)
+        model = Net()
+        compiled = torch.compile(model, backend="eager")
+        tuned = torch.optim.AdamW(model.parameters(), 0.01)
+        if record_it:
+            with record(tmp_path, model, tuned) as run:
+                for _ in range(2):
+                    with run.step(x=X, y=Y):
+                        step(compiled, tuned)
+        else:
+            for _ in range(2):
+                step(compiled, tuned)
+        return model.state_dict(), tuned.state_dict()
+
+    assert equal(train(True), train(False))
+    [first, second] = open_trace(tmp_path)
+    for held in (first, second):
+        assert {call.module for call in held.activations} == {
+            path for path, _ in Net().named_modules() if path
+        }
+        assert len(held.outputs) == 1
+        assert held.unexplained_draws == ()
+
+
 MODULES = [
     name for name, trio in BY_NAME.items() if isinstance(trio.torch(), nn.Module)
 ]

@@ -1,5 +1,6 @@
 """What the modules of a model return, seen by hooks."""
 
+import sys
 from collections import Counter
 from collections.abc import Callable, Iterator
 from contextlib import ExitStack, contextmanager
@@ -67,7 +68,7 @@ class ForwardPass:
         """Watch the modules, for as long as the context is open."""
         with ExitStack() as stack:
             for path, module in self._model.named_modules():
-                before, after = self._hooks(path)
+                before, after = map(_opaque, self._hooks(path))
                 stack.enter_context(module.register_forward_pre_hook(before))
                 stack.enter_context(module.register_forward_hook(after))
             yield
@@ -135,6 +136,14 @@ class ForwardPass:
         if not same_state(state, self._random) and path not in self.draws:
             self.draws.append(path)
         self._random = state
+
+
+def _opaque(hook: Callable[..., None]) -> Callable[..., None]:
+    """Keep torch.compile, where it is used, from compiling a hook with the model."""
+    if "torch._dynamo" not in sys.modules:
+        return hook
+    opaque: Callable[..., None] = torch.compiler.disable(hook)  # type: ignore[no-untyped-call]
+    return opaque
 
 
 def _forward_event(model: nn.Module, call: int) -> Event:

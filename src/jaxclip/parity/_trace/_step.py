@@ -1,6 +1,6 @@
 """A recorded step, and its arrays one by one."""
 
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any, TypeVar
 
@@ -115,7 +115,8 @@ class Step:
             which they returned.
         masks: What each dropout multiplied its input by: 0 or ``1 / (1 - p)``.
         outputs: What the model returned, for each time that it was called; where in
-            the output each array lies is its name, "" if the output is one array.
+            the output each array lies is its name, "" if the output is one array. A
+            call of which digests are all that was kept is empty.
         loss: What ``backward`` was called on, one array for each time, before a
             gradient scaler scaled it.
         grads: The gradients after the last ``backward``. A parameter without one is
@@ -155,7 +156,7 @@ class Step:
         self.opt_state = _nested(stages["opt_state"])
         self.activations = _joined("activations", record.activations, stages, digests)
         self.masks = _joined("masks", record.masks, stages, digests)
-        self.outputs = _by_call(stages["outputs"])
+        self.outputs = _by_call(stages["outputs"], digests["outputs"])
         self.loss = (*StoredArrays(stages["loss"]).values(),)
         self.grads: Arrays = StoredArrays(stages["grads"])
         self.final_grads: Arrays = StoredArrays(stages["final_grads"])
@@ -211,13 +212,19 @@ def _nested(stored: Mapping[str, StoredTensor]) -> dict[str, Arrays]:
     return {name: StoredArrays(state) for name, state in by_parameter.items()}
 
 
-def _by_call(stored: Mapping[str, StoredTensor]) -> tuple[Arrays, ...]:
+def _by_call(
+    stored: Mapping[str, StoredTensor], digests: Iterable[str]
+) -> tuple[Arrays, ...]:
     """Split names in two at their first slash, which the number of a call precedes."""
-    calls: dict[str, dict[str, StoredTensor]] = {}
-    for name, tensor in stored.items():
+    calls: dict[int, dict[str, StoredTensor]] = {}
+    for name in (*stored, *digests):
         call, _, place = name.partition("/")
-        calls.setdefault(call, {})[place] = tensor
-    return tuple(map(StoredArrays, calls.values()))
+        if not call.isdecimal():
+            raise TraceError(f"output {name!r} belongs to no call of the model.")
+        own = calls.setdefault(int(call), {})
+        if name in stored:
+            own[place] = stored[name]
+    return tuple(StoredArrays(calls[call]) for call in sorted(calls))
 
 
 def _joined(

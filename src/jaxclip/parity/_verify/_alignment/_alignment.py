@@ -55,6 +55,11 @@ class Place(NamedTuple):
         return f"{self.module}{call}{part}"
 
 
+def output_name(call: int, place: str) -> str:
+    """Name a part of what the model returned, and the call if it is a later one."""
+    return (place or "output") + (f", call {call}" if call else "")
+
+
 class Alignment:
     """Which array of a recording is which of a port.
 

@@ -18,7 +18,7 @@ from jaxclip import ClipState
 from jaxclip.convert import ConversionError
 from jaxclip.parity._trace._step import Step
 from jaxclip.parity._verify._alignment._aligned import Aligned
-from jaxclip.parity._verify._alignment._alignment import Place
+from jaxclip.parity._verify._alignment._alignment import Place, output_name
 from jaxclip.parity._verify._compute._known import arrays_in, digested, found_in
 from jaxclip.parity._verify._compute._precision import change_of, coarsest, is_coarse
 from jaxclip.parity._verify._compute._recorded import named_state, steps_taken
@@ -132,13 +132,27 @@ class Bench:
                 weights={**own.params(params), **own.buffers(rest)},
                 activations=activations,
                 unseen=unseen,
-                outputs=None if found.outputs is None else own.outputs(found.outputs),
+                outputs=self._outputs(found.outputs, len(step.outputs)),
                 loss=np.asarray(found.loss),
                 grads=own.params(found.grads),
                 buffers=own.buffers(found.rest),
                 unrecorded=own.without(found.grads, recorded),
                 remarks=(*found.account.of(masks),),
             )
+
+    def _outputs(self, returned: Any, calls: int) -> Arrays | None:
+        """Name the outputs of one call of the model, or of a list of several."""
+        if calls > 1:
+            listed = isinstance(returned, list | tuple) and len(returned) == calls
+            each = returned if listed else ()
+        else:
+            each = () if returned is None else (returned,)
+        named = {
+            output_name(call, place): array
+            for call, output in enumerate(each)
+            for place, array in self.alignment.outputs(output).items()
+        }
+        return named if each else None
 
     def stepped(self, step: Step, precision: Precision, unrecorded: Any) -> Stepped:
         """Clip the recorded gradients, and take the optimizer's step.

@@ -12,6 +12,7 @@ import numpy as np
 from jaxclip.parity._arrays import Array, widened
 from jaxclip.parity._trace._digest import Digest, digest
 from jaxclip.parity._trace._step import Step
+from jaxclip.parity._verify._alignment._alignment import output_name
 
 
 @dataclass(frozen=True)
@@ -76,6 +77,25 @@ def whole(held: Digest) -> Array | None:
 def found_in(step: Step, stage: str, arrays: Mapping[str, Array]) -> dict[str, Any]:
     """Return arrays of a stage, and what is known of those that are digests."""
     return {**arrays, **{n: read(d) for n, d in step.digests.get(stage, {}).items()}}
+
+
+def outputs_in(step: Step) -> dict[str, Array | Known]:
+    """Return what the model returned in all its calls, and what is known of digests."""
+    whole = {
+        output_name(call, place): array
+        for call, arrays in enumerate(step.outputs)
+        for place, array in arrays.items()
+    }
+    return {**whole, **{n: read(d) for n, d in output_digests(step).items()}}
+
+
+def output_digests(step: Step) -> dict[str, Digest]:
+    """Return the digests of what the model returned."""
+    digests: dict[str, Digest] = {}
+    for name, held in step.digests.get("outputs", {}).items():
+        call, _, place = name.partition("/")
+        digests[output_name(int(call), place)] = held
+    return digests
 
 
 def digested(step: Step, stage: str) -> list[str]:

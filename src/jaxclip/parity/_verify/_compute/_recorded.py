@@ -1,4 +1,4 @@
-"""What a recorded step says of the optimizer, beyond its arrays."""
+"""What a recorded step says, beyond its arrays."""
 
 from collections.abc import Mapping
 from typing import Any
@@ -9,6 +9,17 @@ from jaxclip.parity._trace._step import Step
 
 Array = np.ndarray[Any, Any]
 Arrays = Mapping[str, Array]
+
+
+def total_loss(step: Step) -> Array | None:
+    """Return the loss of which the gradients are; None if none was recorded.
+
+    ``backward`` adds gradients up: after several calls they are those of the sum.
+    """
+    if len(step.loss) < 2:
+        return step.loss[0] if step.loss else None
+    total = sum(loss.astype(np.float64) for loss in step.loss)
+    return np.asarray(total, step.loss[0].dtype)
 
 
 def named_state(state: Mapping[str, Arrays]) -> dict[str, Array]:

@@ -10,7 +10,7 @@ import numpy as np
 from jaxclip.parity._trace._step import Step
 from jaxclip.parity._verify._alignment._alignment import Place
 from jaxclip.parity._verify._compute._errors import Error, errors_of
-from jaxclip.parity._verify._compute._known import digested
+from jaxclip.parity._verify._compute._known import digested, output_digests
 from jaxclip.parity._verify._port._replay import Remark
 
 Array = np.ndarray[Any, Any]
@@ -28,7 +28,8 @@ class Called:
         weights: The weights, as they came out of the port again.
         activations: What modules returned.
         unseen: Why the modules that are missing there are.
-        outputs: What the loss function returned beside the loss; None if nothing.
+        outputs: What the loss function returned beside the loss; None if it is not
+            what the model returned in each of its calls.
         loss: The loss.
         grads: The gradients.
         buffers: What is no parameter, after the step.
@@ -59,14 +60,13 @@ class Called:
             for each in step.activations
             if each.digest is not None
         }
-        outputs = {name.partition("/")[2] for name in step.digests.get("outputs", {})}
         of: Any = errors_of
         error: Any = Error.of
         return dataclasses.replace(
             self,
             weights=of(self.weights, wide.weights),
             activations=of(self.activations, wide.activations, places),
-            outputs=of(self.outputs or {}, wide.outputs or {}, outputs),
+            outputs=of(self.outputs or {}, wide.outputs or {}, output_digests(step)),
             loss=error(self.loss, wide.loss),
             grads=of(self.grads, wide.grads, digested(step, "grads")),
             buffers=of(self.buffers, wide.buffers, digested(step, "buffers_after")),

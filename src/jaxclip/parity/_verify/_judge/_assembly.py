@@ -227,13 +227,12 @@ class Assembly(ABC):
             np.asarray(_as(torch.dtype, own(side)), order="C")
             for side in (sides.narrow, sides.wide)
         )
-        called, draws = name or "output", tuple(map(own, sides.draws))
-        given = narrow, wide, grain, self.words, draws
+        given = narrow, wide, grain, self.words, tuple(map(own, sides.draws))
         if isinstance(torch, Known):
             stand_in = wide if torch.dtype == np.float64 else narrow
-            sample = Sample(called, module, stand_in, *given)
+            sample = Sample(name, module, stand_in, *given)
             return judged_by_digest(self.step.number, stage, torch, sample, rule)
-        sample = Sample(called, module, torch, *given)
+        sample = Sample(name, module, torch, *given)
         result = judged(self.step.number, stage, sample, rule)
         if not result.passed:
             self.failing[stage, result.name] = sample

@@ -7,7 +7,8 @@ from typing import Any
 import numpy as np
 
 from jaxclip.parity._verify._alignment._alignment import Place
-from jaxclip.parity._verify._compute._known import Known, read
+from jaxclip.parity._verify._compute._known import Known, outputs_in, read
+from jaxclip.parity._verify._compute._recorded import total_loss
 from jaxclip.parity._verify._compute._sides import Called
 from jaxclip.parity._verify._judge._assembly import NO_TOLERANCE, Assembly
 from jaxclip.parity._verify._judge._judging import refused
@@ -104,21 +105,20 @@ class CallStages(Assembly):
                 )
 
     def _output(self) -> StageResult:
-        calls = self._outputs()
-        if len(calls) != 1:
-            times = len(calls)
-            why = (
-                f"the model was called {times} times"
-                if times
-                else self.absent("output")
-            )
-            return self.stage("output", (), [NotCompared("", why)])
-        if self.wide.outputs is None:
+        calls = len(self.step.outputs)
+        why = self.absent("output")
+        if calls == 1:
             why = "loss_fn returns the loss alone: let it return (loss, outputs)"
-            return self.stage("output", (), [NotCompared("", why)])
-        [recorded] = calls
-        # A port may return a part, but not something else.
+        elif calls:
+            why = (
+                f"the model was called {calls} times: let loss_fn return (loss, "
+                "outputs), a list of what each call returned"
+            )
         own = self.wide.outputs
+        if not calls or own is None:
+            return self.stage("output", (), [NotCompared("", why)])
+        recorded = outputs_in(self.step)
+        # A port may return a part, but not something else.
         reasons = {name: _NO_OUTPUT for name in recorded if name not in own}
         return self.by_name(
             "output",
@@ -127,26 +127,11 @@ class CallStages(Assembly):
             reasons if {*own} & {*recorded} else {},
         )
 
-    def _outputs(self) -> list[dict[str, Array | Known]]:
-        """Return what the model returned in each call, digests with the rest."""
-        digests: dict[str, dict[str, Array | Known]] = {}
-        for name, held in self.step.digests.get("outputs", {}).items():
-            call, _, place = name.partition("/")
-            digests.setdefault(call, {})[place] = read(held)
-        whole: list[dict[str, Array | Known]] = [{**each} for each in self.step.outputs]
-        if len(whole) > 1 or not digests.keys() <= {"0"}:
-            return [*whole, *digests.values()]
-        only = [item for part in (*whole, *digests.values()) for item in part.items()]
-        return [dict(only)] if only else []
-
     def _loss(self) -> StageResult:
-        if not self.step.loss:
+        loss = total_loss(self.step)
+        if loss is None:
             return self.stage("loss", (), [NotCompared("", self.absent("loss"))])
-        [first, *others] = self.step.loss
-        # backward adds up gradients: they are those of the sum.
-        loss = sum((o.astype(np.float64) for o in others), first.astype(np.float64))
-        recorded = {"loss": np.asarray(loss, first.dtype) if others else first}
-        return self.by_name("loss", recorded, lambda side: {"loss": side.loss})
+        return self.by_name("loss", {"loss": loss}, lambda side: {"loss": side.loss})
 
     def _gradients(self) -> StageResult:
         return self.by_name(

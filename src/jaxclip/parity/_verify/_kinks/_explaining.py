@@ -12,6 +12,8 @@ from jaxclip.parity._trace._step import Step
 from jaxclip.parity._verify._alignment._alignment import Place
 from jaxclip.parity._verify._compute._bench import Bench
 from jaxclip.parity._verify._compute._errors import Error
+from jaxclip.parity._verify._compute._known import Known, outputs_in
+from jaxclip.parity._verify._compute._recorded import total_loss
 from jaxclip.parity._verify._compute._runs import Precision
 from jaxclip.parity._verify._compute._sides import Called, Sides
 from jaxclip.parity._verify._judge._assembly import Part
@@ -249,7 +251,7 @@ def _by_key(side: Called) -> dict[Key, Array]:
     """Return what a side has of the stages that kinks change."""
     return {
         **{("activations", str(place)): a for place, a in side.activations.items()},
-        **{("output", name or "output"): a for name, a in (side.outputs or {}).items()},
+        **{("output", name): array for name, array in (side.outputs or {}).items()},
         ("loss", "loss"): side.loss,
         **{("gradients", name): a for name, a in side.grads.items()},
         **{("buffers after", name): a for name, a in side.buffers.items()},
@@ -268,11 +270,16 @@ def _recorded(step: Step) -> dict[Key, Array]:
         for name, param in step.params.items()
         if name not in step.digests.get("grads", {})
     }
-    outputs = step.outputs[0] if len(step.outputs) == 1 else {}
+    outputs = outputs_in(step)
+    loss = total_loss(step)
     return {
         **{("activations", name): array for name, array in activations.items()},
-        **{("output", name or "output"): array for name, array in outputs.items()},
-        **({("loss", "loss"): step.loss[0]} if len(step.loss) == 1 else {}),
+        **{
+            ("output", name): array
+            for name, array in outputs.items()
+            if not isinstance(array, Known)
+        },
+        **({} if loss is None else {("loss", "loss"): loss}),
         **{("gradients", name): array for name, array in grads.items()},
         **{
             ("buffers after", name): array for name, array in step.buffers_after.items()

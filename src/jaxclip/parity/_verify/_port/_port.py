@@ -21,11 +21,12 @@ class Port:
             what its ``init`` returns; or bare parameters, a nested dict of arrays that
             lie as torch's do, or as ``mapping`` says.
         loss_fn: ``loss_fn(model, batch)`` returns the loss, a scalar, or ``(loss,
-            outputs)``, where the outputs are what the torch model returns. The batch
-            has the names that were recorded: after ``run.step(x=x, y=y)`` it is a dict
-            of ``x`` and ``y``. The model is the NNX module; bare parameters; or of a
-            Linen module a function that calls its ``apply`` with the variables, and
-            keeps what that changes in them: ``model(x, train=True)``.
+            outputs)``, where the outputs are what the torch model returns, or a list
+            of what it returns in each call, if a step calls it several times. The
+            batch has the names that were recorded: after ``run.step(x=x, y=y)`` it is
+            a dict of ``x`` and ``y``. The model is the NNX module; bare parameters; or
+            of a Linen module a function that calls its ``apply`` with the variables,
+            and keeps what that changes in them: ``model(x, train=True)``.
         optimizer: The Optax transformation. If the clip is in it, in a chain, the
             clipped gradients cannot be seen, and are not compared.
         clip: What clips the gradients before ``optimizer`` is given them.

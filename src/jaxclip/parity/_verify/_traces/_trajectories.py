@@ -11,6 +11,7 @@ from jaxclip.parity._arrays import is_float
 from jaxclip.parity._trace._digest import Digest
 from jaxclip.parity._trace._records import Run
 from jaxclip.parity._trace._step import Step
+from jaxclip.parity._verify._alignment._alignment import output_name
 from jaxclip.parity._verify._judge._judging import refused
 from jaxclip.parity._verify._judge._rules import Rule
 from jaxclip.parity._verify._judge._samples import Sample
@@ -213,7 +214,7 @@ class Trajectories:
             return f"mask of {name}"
         if stage == "output":
             call, _, place = name.partition("/")
-            return (place or "output") + (f", call {call}" if call != "0" else "")
+            return output_name(int(call), place)
         if stage == "loss":
             return "loss" if name == "0" else f"loss, call {name}"
         return "total norm" if stage == "total norm" else name
