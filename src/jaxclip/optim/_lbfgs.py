@@ -127,7 +127,7 @@ def lbfgs(
         ...     return optax.apply_updates(params, updates), state
         >>> params = jnp.array([-1.5, 2.0])
         >>> state = optimizer.init(params)
-        >>> for _ in range(2):
+        >>> for _ in range(3):
         ...     params, state = train(params, state)
         >>> print(params.round(3))
         [1. 1.]
