@@ -376,6 +376,7 @@ LIES = {
     ),
     "no stage": ({"same": {"x": "grads"}}, "'x' or 'grads' is no stage of a step"),
     "no target": ({"same": {"grads": "x"}}, "'grads' or 'x' is no stage of a step"),
+    "no call": ({"same": {"outputs": "grads"}}, "'fc.weight' belongs to no call of"),
     "order": ({"number": 5}, "line 2 is damaged: the line before it is missing"),
     "no digest": (
         {"digests": {"grads/x": {"shape": [2], "dtype": "float32"}}},

@@ -1,5 +1,6 @@
 """A recorded step, and its arrays one by one."""
 
+import re
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any, TypeVar
@@ -21,6 +22,9 @@ from jaxclip.parity._trace._records import (
 Arrays = Mapping[str, np.ndarray]
 T = TypeVar("T")
 
+
+_CALL = re.compile("0|[1-9][0-9]{0,8}")
+"""The number of a call of the model."""
 
 SMALL = 4096
 """Up to how many bytes an array is read once; to map it takes longer."""
@@ -219,7 +223,7 @@ def _by_call(
     calls: dict[int, dict[str, StoredTensor]] = {}
     for name in (*stored, *digests):
         call, _, place = name.partition("/")
-        if not call.isdecimal():
+        if not _CALL.fullmatch(call):
             raise TraceError(f"output {name!r} belongs to no call of the model.")
         own = calls.setdefault(int(call), {})
         if name in stored:
