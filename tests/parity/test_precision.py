@@ -268,6 +268,10 @@ def test_a_normalisation_that_leaves_autocast_is_named(tmp_path):
     report = verify(path, own, free_run=False)
     assert (report.first.stage, report.first.module) == ("activations", "1")
     assert "dtype differs: bfloat16 in torch, float32 in port" in report.first.detail
+    assert report.last_same.name == "0"
+    assert "the last before it that is the same: 0\n" in str(report)
+    assert ">0</b>" in report.to_html()
+    assert report.to_json()["last_same"] == "0"
 
 
 def test_a_cast_by_hand_is_seen(tmp_path):

@@ -95,6 +95,7 @@ def test_a_fault_in_a_later_call_is_found_there(tmp_path):
     report = verify(recorded(tmp_path), port(list, slope=1.001))
     failures = [t.name for t in report.failures if (t.step, t.stage) == (0, "output")]
     assert failures == ["output, call 1"]
+    assert report.last_same.name == "fc, call 1"
 
 
 @pytest.mark.parametrize(

@@ -91,6 +91,9 @@ def _of_tensor(report: "Report", first: TensorResult) -> Iterator[Markup]:
     yield el("p", first.detail, class_="detail")
     if first.hint:
         yield el("p", el("b", "Looks like: "), first.hint, class_="hint")
+    if report.last_same is not None:
+        said = "The last before it that is the same: "
+        yield el("p", said, el("b", report.last_same.name), class_="aside")
     yield from _stats(first, report.words)
     others = len(report.failures) - 1
     if others:

@@ -23,6 +23,7 @@ def plain(report: "Report") -> dict[str, Any]:
         "version": VERSION,
         "verdict": report.verdict,
         "first": None if report.first is None else _tensor(report.first),
+        "last_same": report.last_same and report.last_same.name,
         "trace": report.trace,
         "dtype": report.dtype,
         "rule": report.rule,

@@ -1,5 +1,6 @@
 """The report of a verification."""
 
+import itertools
 import os
 from dataclasses import dataclass
 from pathlib import Path
@@ -102,6 +103,21 @@ class Report:
         return next(iter(self.failures), None)
 
     @property
+    def last_same(self) -> TensorResult | None:
+        """What a module returned last before the first divergence, and is the same.
+
+        A fault in what the modules compute lies after it. None if nothing came before,
+        or if the first divergence comes after the loss.
+        """
+        first = self.first
+        if first is None or first.stage not in ("activations", "output", "loss"):
+            return None
+        own = (s for s in self.of_stage("activations") if s.step == first.step)
+        tensors = (tensor for stage in own for tensor in stage.tensors)
+        same = [*itertools.takewhile(lambda tensor: tensor.passed, tensors)]
+        return same[-1] if same else None
+
+    @property
     def steps(self) -> tuple[int, ...]:
         """The numbers of the steps that were compared."""
         return tuple(dict.fromkeys(stage.step for stage in self.stages))
@@ -170,15 +186,15 @@ class Report:
 
         ``format`` and ``version`` come first; a number that JSON lacks is a string,
         ``"nan"``, ``"inf"`` or ``"-inf"``. The rest is: ``verdict``; ``first``, a
-        tensor or null; ``trace``, ``dtype``, ``rule``, ``steps``; ``stages``, each
-        with ``step``, ``stage``, ``verdict``, ``tensors``, ``not_compared``,
-        ``notes``, ``kinks``; ``free_run``, with ``passed``, ``growth``, ``steps``, or
-        null; ``warnings`` and ``notes``; ``run``, with the fields of ``Run``, or null;
-        ``difference``, with those of ``Difference``, or null. A tensor has ``step``,
-        ``stage``, ``name``, ``module``, ``passed``, ``detail``, ``hint`` and its
-        figures, as ``TensorResult`` names them, with ``share``, the ratio over what is
-        allowed. The version counts up when a field is taken away or changes its
-        meaning, not when one is added.
+        tensor or null; ``last_same``, a name or null; ``trace``, ``dtype``, ``rule``,
+        ``steps``; ``stages``, each with ``step``, ``stage``, ``verdict``, ``tensors``,
+        ``not_compared``, ``notes``, ``kinks``; ``free_run``, with ``passed``,
+        ``growth``, ``steps``, or null; ``warnings`` and ``notes``; ``run``, with the
+        fields of ``Run``, or null; ``difference``, with those of ``Difference``, or
+        null. A tensor has ``step``, ``stage``, ``name``, ``module``, ``passed``,
+        ``detail``, ``hint`` and its figures, as ``TensorResult`` names them, with
+        ``share``, the ratio over what is allowed. The version counts up when a field
+        is taken away or changes its meaning, not when one is added.
         """
         return _json.plain(self)
 

@@ -46,6 +46,8 @@ def headline(report: "Report") -> Iterator[str]:
     if first is not None:
         yield f"First divergence: {place(first)}: {first.name}"
         yield f"  {first.detail}" + (f"; {first.hint}" if first.hint else "")
+        if report.last_same is not None:
+            yield f"  the last before it that is the same: {report.last_same.name}"
     elif not report.passed:
         yield f"First divergence: the free run: {report.free_run}"
     yield f"Allowed: {report.rule}"
