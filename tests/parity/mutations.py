@@ -329,6 +329,12 @@ MUTATIONS = [
         long=True,
     ),
     Mutation(
+        "first accumulator of Adagrad",
+        *("optimizer state", None),
+        training="adagrad",
+        changes=_optimizer(optim.adagrad(LR, initial_accumulator_value=0.1)),
+    ),
+    Mutation(
         "decay of biases and norms",
         *("update", None, "padded", "groups"),
         changes={"optimizer": groups(weight_decay=DECAY)},

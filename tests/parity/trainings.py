@@ -97,6 +97,10 @@ TRAININGS = {
         partial(torch.optim.RMSprop, lr=LR / 10),
         partial(optim.rmsprop, LR / 10),
     ),
+    "adagrad": Training(
+        partial(torch.optim.Adagrad, lr=LR),
+        partial(optim.adagrad, LR),
+    ),
     "groups": Training(torch_groups, groups),
     "schedule": Training(
         partial(torch.optim.SGD, lr=LR),

@@ -87,7 +87,7 @@ class Alignment:
         self.dropouts = Dropouts(model, run, self.weights, port.dropouts or {})
         self._known = {name for entry in self.weights.entries for name in entry.names}
         self._optimized = [n for group in run.groups for n in group if n in self._known]
-        self._aliases = run.tied
+        self._aliases, self._frozen = run.tied, run.frozen
         trained = self.weights.parameters()
         self._trained = {name for entry in trained.entries for name in entry.names}
         self._computed = {
@@ -124,6 +124,7 @@ class Alignment:
         self, state: State, fresh: Any, params: Any, count: int, cast: Cast
     ) -> Any:
         """Return a fresh state of a transformation with what torch's optimizer kept."""
+        state = self._without_frozen(state, fresh, params)
         kept = {
             # A count of steps is no number that rounds.
             number: {
@@ -143,6 +144,17 @@ class Alignment:
             param_names=self._optimized,
             count=count,
         )
+
+    def _without_frozen(self, state: State, fresh: Any, params: Any) -> State:
+        """Leave out what torch keeps of frozen parameters, and the port does not.
+
+        torch's Adagrad keeps a sum of all that it is given.
+        """
+        if not any(name in state for name in self._frozen):
+            return state
+        kept = {name.rpartition("/")[0] for name in self.kept(fresh, None, params)}
+        left_out = {*self._frozen} - kept
+        return {name: own for name, own in state.items() if name not in left_out}
 
     def clip_state(self, state: State, fresh: Any, params: Any, cast: Cast) -> Any:
         """Return a fresh state: torch's clips keep none."""

@@ -21,7 +21,12 @@ from jaxclip.parity._verify._alignment._aligned import Aligned
 from jaxclip.parity._verify._alignment._alignment import Place, output_name
 from jaxclip.parity._verify._compute._known import arrays_in, digested, found_in
 from jaxclip.parity._verify._compute._precision import change_of, coarsest, is_coarse
-from jaxclip.parity._verify._compute._recorded import named_state, steps_taken
+from jaxclip.parity._verify._compute._recorded import (
+    AT_START,
+    named_state,
+    state_at_start,
+    steps_taken,
+)
 from jaxclip.parity._verify._compute._runs import Precision, Runs, nested_batch
 from jaxclip.parity._verify._compute._sides import Called, S, Sides, Stepped
 from jaxclip.parity._verify._port._models import Model
@@ -198,18 +203,36 @@ class Bench:
             found = own.params(elsewhere)
             turned = {name: np.abs(params_after[name] - found[name]) for name in given}
         recorded = found_in(step, "opt_state_after", named_state(step.opt_state_after))
+        kept = own.kept(opt_state, clip_state, params)
         return Stepped(
             total_norm=_as_kept(step.total_norm, norm, precision),
             clipped=clipped,
             update=update,
             params=params_after,
-            kept={
-                name: _as_kept(recorded.get(name), array, precision)
-                for name, array in own.kept(opt_state, clip_state, params).items()
-            },
+            kept=_all_as_kept(recorded, kept, precision),
+            at_start=self._at_start(step, params, precision),
             own=given,
             turned=turned,
         )
+
+    def _at_start(self, step: Step, params: Any, precision: Precision) -> Arrays:
+        """Return what a fresh state keeps, if the recording has that, too."""
+        recorded = state_at_start(step)
+        if not recorded:
+            return {}
+        fresh = self.runs.fresh_optimizer(params), self.runs.fresh_clip(params)
+        kept = self.alignment.kept(*fresh, params)
+        named = {f"{name}{AT_START}": array for name, array in kept.items()}
+        return _all_as_kept(recorded, named, precision)
+
+
+def _all_as_kept(
+    recorded: Mapping[str, Any], arrays: Arrays, precision: Precision
+) -> dict[str, Array]:
+    return {
+        name: _as_kept(recorded.get(name), array, precision)
+        for name, array in arrays.items()
+    }
 
 
 def _as_kept(recorded: Any, array: Any, precision: Precision) -> Any:

@@ -31,6 +31,22 @@ def named_state(state: Mapping[str, Arrays]) -> dict[str, Array]:
     }
 
 
+AT_START = ", at the start"
+"""What is added to the name of what an optimizer keeps before its first step."""
+
+
+def state_at_start(step: Step) -> dict[str, Array]:
+    """Return what an optimizer kept before its first step, if a step is that.
+
+    Most of torch's keep nothing yet; Adagrad does.
+    """
+    counts = [own["step"] for own in step.opt_state.values() if "step" in own]
+    if not counts or any(count.any() for count in counts):
+        return {}
+    kept = named_state(step.opt_state)
+    return {f"{name}{AT_START}": array for name, array in kept.items()}
+
+
 def took_step(step: Step) -> bool:
     """Say whether torch's optimizer took a step, and what it left is recorded."""
     took = any(event.kind == "optimizer_step" for event in step.events)

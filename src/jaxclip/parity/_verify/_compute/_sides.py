@@ -84,6 +84,7 @@ class Stepped:
         update: By how much the optimizer changed the parameters.
         params: The parameters after the step.
         kept: The optimizer's state after the step, by ``"name/key"``.
+        at_start: What a fresh state keeps, where the recording has one.
         own: The gradients that the optimizer was given of parameters of which the
             recording has a digest: the port's own.
         turned: How far it would have moved these parameters from where it did, had
@@ -96,6 +97,7 @@ class Stepped:
     update: Arrays = field(default_factory=dict)
     params: Arrays = field(default_factory=dict)
     kept: Arrays = field(default_factory=dict)
+    at_start: Arrays = field(default_factory=dict)
     own: Arrays = field(default_factory=dict)
     turned: Arrays = field(default_factory=dict)
     problems: tuple[str, ...] = ()
@@ -120,6 +122,7 @@ class Stepped:
             update=of(self.update, wide.update, after),
             params=of(self.params, wide.params, after),
             kept=of(self.kept, wide.kept, digested(step, "opt_state_after")),
+            at_start=of(self.at_start, wide.at_start),
             own=of(self.own, wide.own),
         )
 

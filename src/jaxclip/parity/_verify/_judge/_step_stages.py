@@ -1,13 +1,19 @@
 """The stages that come of the clip and the optimizer."""
 
-from collections.abc import Collection, Iterator, Mapping
+from collections.abc import Callable, Collection, Iterator, Mapping
 from typing import Any
 
 import jax.numpy as jnp
 import numpy as np
 
 from jaxclip.parity._verify._compute._known import Known, change
-from jaxclip.parity._verify._compute._recorded import as_precise, named_state, took_step
+from jaxclip.parity._verify._compute._recorded import (
+    AT_START,
+    as_precise,
+    named_state,
+    state_at_start,
+    took_step,
+)
 from jaxclip.parity._verify._judge._assembly import Assembly
 from jaxclip.parity._verify._judge._judging import refused
 from jaxclip.parity._verify._judge._norms import explained, inaccuracy
@@ -16,7 +22,10 @@ from jaxclip.parity._verify._judge._own_gradients import (
     is_blind,
     own_gradients,
 )
-from jaxclip.parity._verify._report._results import NotCompared, StageResult
+from jaxclip.parity._verify._report._results import (
+    NotCompared,
+    StageResult,
+)
 
 Array = np.ndarray[Any, Any]
 
@@ -185,24 +194,44 @@ class StepStages(Assembly):
                 for problem in self._problems
             ]
             return self.stage("optimizer state", tensors)
+        at_start = self._kept(state_at_start(self.step), lambda side: side.at_start)
         kept = named_state(self.step.opt_state_after)
-        recorded = {
-            # torch counts steps in floats.
-            name: array.astype(np.int64)
-            if name.endswith("/step") and not isinstance(array, Known)
-            else array
-            for name, array in self.recorded("optimizer state", kept).items()
-        }
-        result = self.by_name("optimizer state", recorded, lambda side: side.kept)
+        recorded = self.recorded("optimizer state", kept)
+        result = self._kept(recorded, lambda side: side.kept)
         extra = [
             self.missing("optimizer state", name, port=array)
             for name, array in self.wide.kept.items()
             if name not in recorded and not self.alignment.is_alias(name)
         ]
         return self.stage(
-            *("optimizer state", [*result.tensors, *extra]),
+            *("optimizer state", [*at_start.tensors, *result.tensors, *extra]),
             *(result.not_compared, result.notes),
         )
+
+    def _kept(
+        self,
+        recorded: Mapping[str, Array | Known],
+        own: Callable[[Any], Mapping[str, Any]],
+    ) -> StageResult:
+        """Compare what an optimizer keeps; of what is frozen it need not keep it."""
+        frozen, held = self.frozen(), own(self.wide)
+        reasons = {
+            name: frozen[parameter]
+            for name in recorded
+            if (parameter := name.rpartition("/")[0]) in frozen and name not in held
+        }
+        return self.by_name("optimizer state", _counted(recorded), own, reasons)
+
+
+def _counted(kept: Mapping[str, Array | Known]) -> dict[str, Array | Known]:
+    """Return what an optimizer keeps, its counts in integers: torch's are floats."""
+    return {
+        name: array.astype(np.int64)
+        if name.removesuffix(AT_START).endswith("/step")
+        and not isinstance(array, Known)
+        else array
+        for name, array in kept.items()
+    }
 
 
 def _equal(one: Array | Known, other: Array | Known) -> bool:
