@@ -18,7 +18,7 @@ _PATH = "_path_in_verified_model"
 def replayed_nnx(model: nnx.Module, replay: Replay) -> Iterator[None]:
     """Let the dropouts of an NNX model keep what is replayed."""
     method = nnx.Dropout.__call__
-    if replay.masks.calls:
+    if replay.masks.calls or replay.origins:
         for path, module in nnx.iter_graph(model):
             if isinstance(module, nnx.Dropout):
                 setattr(module, _PATH, ".".join(map(str, path)))
