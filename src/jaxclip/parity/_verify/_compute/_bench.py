@@ -147,17 +147,16 @@ class Bench:
 
     def _outputs(self, returned: Any, calls: int) -> Arrays | None:
         """Name the outputs of one call of the model, or of a list of several."""
-        if calls > 1:
-            listed = isinstance(returned, list | tuple) and len(returned) == calls
-            each = returned if listed else ()
-        else:
-            each = () if returned is None else (returned,)
-        named = {
+        each = (returned,) if calls < 2 else returned
+        if returned is None or not isinstance(each, list | tuple):
+            return None
+        if len(each) != max(calls, 1):
+            return None
+        return {
             output_name(call, place): array
             for call, output in enumerate(each)
             for place, array in self.alignment.outputs(output).items()
         }
-        return named if each else None
 
     def stepped(self, step: Step, precision: Precision, unrecorded: Any) -> Stepped:
         """Clip the recorded gradients, and take the optimizer's step.

@@ -22,10 +22,7 @@ from jaxclip.parity._verify._judge._own_gradients import (
     is_blind,
     own_gradients,
 )
-from jaxclip.parity._verify._report._results import (
-    NotCompared,
-    StageResult,
-)
+from jaxclip.parity._verify._report._results import NotCompared, StageResult
 
 Array = np.ndarray[Any, Any]
 

@@ -18,6 +18,7 @@ _PATH = "_path_in_verified_model"
 def replayed_nnx(model: nnx.Module, replay: Replay) -> Iterator[None]:
     """Let the dropouts of an NNX model keep what is replayed."""
     method = nnx.Dropout.__call__
+    # One that torch had off has no mask, and is to be named if it is on here.
     if replay.masks.calls or replay.origins:
         for path, module in nnx.iter_graph(model):
             if isinstance(module, nnx.Dropout):
