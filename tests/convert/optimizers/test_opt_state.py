@@ -179,8 +179,19 @@ OPTAX = {
     "adam": (torch.optim.Adam, {}, optax.adam(1e-3)),
     "adamw": (torch.optim.AdamW, {}, optax.adamw(optax.constant_schedule(1e-3))),
     "sgd": (torch.optim.SGD, {"momentum": 0.9}, optax.sgd(1e-3, momentum=0.9)),
+    "adamax": (torch.optim.Adamax, {}, optax.adamax(1e-3)),
     "rmsprop": (torch.optim.RMSprop, {}, optax.rmsprop(1e-3, eps_in_sqrt=False)),
+    "centered rmsprop": (
+        torch.optim.RMSprop,
+        {"centered": True},
+        optax.rmsprop(1e-3, eps_in_sqrt=False, centered=True),
+    ),
+    "adagrad": (torch.optim.Adagrad, {"eps": 0.0}, optax.adagrad(1e-2, 0.0, 0.0)),
+    "adadelta": (torch.optim.Adadelta, {}, optax.adadelta(1.0)),
 }
+
+UNCOUNTED = "rmsprop", "centered rmsprop", "adagrad", "adadelta"
+"""Nothing in Optax's state counts, and in torch nothing depends on it."""
 
 
 @pytest.mark.parametrize("name", OPTAX)
@@ -193,11 +204,53 @@ def test_optaxs_own_states(model, name):
     if name == "adam":
         assert is_averages(Renamed(state[0]), optimizer, model)
     back = convert.opt_state_to_torch(state, flax, optimizer, model=model)["optimizer"]
-    if name == "rmsprop":
-        # Nothing in it counts, and in torch nothing depends on it.
+    if name in UNCOUNTED:
         for kept in back["state"].values():
             kept["step"] += 2
     assert_same(back, optimizer.state_dict())
+
+
+@pytest.mark.parametrize("name", OPTAX)
+def test_optaxs_own_go_on_as_torchs(model, name):
+    make, options, _ = OPTAX[name]
+    lr = 0.01
+    tx = {
+        "adam": optax.adam(lr),
+        "adamw": optax.adamw(lr, weight_decay=0.01),
+        "sgd": optax.sgd(lr, momentum=0.9),
+        "adamax": optax.adamax(lr),
+        "rmsprop": optax.rmsprop(lr, 0.99, eps_in_sqrt=False),
+        "centered rmsprop": optax.rmsprop(lr, 0.99, eps_in_sqrt=False, centered=True),
+        "adagrad": optax.adagrad(lr, 0.0, 0.0),
+        "adadelta": optax.adadelta(lr),
+    }[name]
+    optimizer = make(model.parameters(), lr=lr, **options)
+    step(model, optimizer, gradients(model, 3))
+    flax = target(model)
+    state = convert.opt_state_from_torch(optimizer, flax, tx, model=model, count=3)
+    layout = convert.mapping(flax).parameters()
+    params = nnx.state(flax, nnx.Param)
+    for grads in gradients(model, 2):
+        step(model, optimizer, [grads])
+        updates, state = tx.update(layout.to_flax(grads, like=params), state, params)
+        params = optax.apply_updates(params, updates)
+    nnx.update(flax, params)
+    for key, value in convert.to_torch(flax).items():
+        np.testing.assert_allclose(
+            value, model.state_dict()[key], rtol=1e-12, atol=1e-14
+        )
+
+
+def test_an_adamax_that_took_no_step_is_known_by_its_arguments(model):
+    flax, tx = target(model), optax.adamax(1e-3)
+    optimizer = torch.optim.Adamax(model.parameters())
+    fresh = tx.init(nnx.state(flax, nnx.Param))
+    made = convert.opt_state_to_torch(fresh, flax, optimizer, model=model)
+    assert made["optimizer"]["state"][0].keys() == {"step", "exp_avg", "exp_inf"}
+    for make in (torch.optim.Adam, torch.optim.RAdam):
+        optimizer = make(model.parameters())
+        made = convert.opt_state_to_torch(fresh, flax, optimizer, model=model)
+        assert made["optimizer"]["state"][0].keys() == {"step", "exp_avg", "exp_avg_sq"}
 
 
 class Renamed:
@@ -437,6 +490,52 @@ def test_what_does_not_fit_is_one_error(model):
         "  - torch keeps 'max_exp_avg_sq' of 'fc1.weight' and 4 more, and no state of "
         "the transformation does. Are the options the same?"
     )
+
+
+OTHER_NUMBERS = {
+    "Adam": (
+        {"amsgrad": True},
+        optax.amsgrad(1e-3),
+        "ScaleByAmsgradState",
+        "adam(amsgrad=True)",
+    ),
+    "Rprop": ({}, optax.rprop(1e-2), "ScaleByRpropState", "rprop"),
+    "Adafactor": ({}, optax.adafactor(1e-2), "FactoredState", "adafactor"),
+    "RMSprop": (
+        {"momentum": 0.9},
+        optax.rmsprop(1e-2, eps_in_sqrt=False, momentum=0.9),
+        "the momentum of optax.rmsprop, which is of what the learning rate scaled,",
+        "rmsprop",
+    ),
+}
+
+
+@pytest.mark.parametrize("name", OTHER_NUMBERS)
+def test_a_state_of_other_numbers_is_refused_with_what_has_the_same(model, name):
+    options, tx, what, ours = OTHER_NUMBERS[name]
+    optimizer = trained(model, getattr(torch.optim, name), **options)
+    said = (
+        f"{what} is a state that is not carried over: torch's holds other numbers, and "
+        f"that of jaxclip.optim.{ours} the same."
+    )
+    flax = target(model)
+    assert said in refusal(optimizer, flax, tx, model=model, count=3)
+    assert said in back(tx.init(nnx.state(flax, nnx.Param)), model, optimizer)
+
+
+def test_momentum_that_the_learning_rate_scales_afterwards_is_torchs(model):
+    """What optax.rmsprop has the other way round may be chained as torch has it."""
+    tx = optax.chain(
+        optax.scale_by_rms(0.99, 1e-8, eps_in_sqrt=False),
+        optax.trace(0.9),
+        optax.scale_by_learning_rate(0.01),
+    )
+    optimizer = torch.optim.RMSprop(model.parameters(), momentum=0.9)
+    step(model, optimizer, gradients(model, 2))
+    flax = target(model)
+    state = convert.opt_state_from_torch(optimizer, flax, tx, model=model, count=2)
+    buffer = own(optimizer, model, "fc1.weight")["momentum_buffer"]
+    np.testing.assert_array_equal(state[1].trace["fc1"]["kernel"], buffer.numpy().T)
 
 
 def test_two_states_do_not_share_an_average(model):

@@ -177,6 +177,8 @@ def one_cycle(optimizer):
     return lr_scheduler.OneCycleLR(optimizer, [0.1, 0.05], total_steps=total_steps)
 
 
+# The gradient of a key's bias is 0 but for rounding, which what divides by its size
+# makes steps of: an eps is far above it, so that they are none that could be seen.
 RUNS = {
     "SGD": (
         lambda model: torch.optim.SGD(
@@ -185,15 +187,13 @@ RUNS = {
         step_lr,
     ),
     "AdamW": (
-        lambda model: torch.optim.AdamW(two_groups(model), amsgrad=True),
+        lambda model: torch.optim.AdamW(two_groups(model), eps=1e-5, amsgrad=True),
         one_cycle,
     ),
     "RMSprop": (
-        lambda model: torch.optim.RMSprop(model.parameters(), centered=True),
+        lambda model: torch.optim.RMSprop(model.parameters(), eps=1e-5, centered=True),
         step_lr,
     ),
-    # Without a floor it would divide the rounding of a gradient that is 0, as that of
-    # the biases of keys is, by itself.
     "Adafactor": (
         lambda model: torch.optim.Adafactor(
             model.parameters(), lr=0.1, eps=(1e-6, 1e-3)

@@ -11,6 +11,9 @@ from jaxclip.convert._sources.torch_files import read_torch
 
 Group = dict[str, Any]
 
+_NOT_ADAMAX = {"amsgrad", "decoupled_weight_decay"}
+"""Arguments that each of torch's optimizers with betas has but for Adamax."""
+
 
 @dataclass(frozen=True)
 class Checkpoint:
@@ -34,6 +37,14 @@ class Checkpoint:
     def numbers(self) -> list[int]:
         """The numbers of all parameters, in the order of the groups."""
         return [number for group in self.groups for number in group["params"]]
+
+    @property
+    def is_adamax(self) -> bool:
+        """Whether the optimizer is Adamax."""
+        if any(self.kept.values()):
+            return any("exp_inf" in own for own in self.kept.values())
+        # Of one that took no step its arguments tell.
+        return any("betas" in own and not _NOT_ADAMAX & {*own} for own in self.groups)
 
 
 def read_checkpoint(source: object, key: str | None = None) -> Checkpoint:

@@ -25,20 +25,23 @@ class Collecting:
     Args:
         layout: Which parameter is which.
         state: The tree of states.
+        adamax: Whether torch's optimizer is Adamax.
 
     Attributes:
         count: The number of updates so far; None if no state counts them.
         kept: Arrays by the parameter's name and by what torch calls them. ``"step"``
             is an int.
+        uncounted: Names of parameters whose steps nothing counts: ``"step"`` is 1.
         plateau: What a ReduceLROnPlateau keeps.
     """
 
-    def __init__(self, layout: Layout, state: Any) -> None:
+    def __init__(self, layout: Layout, state: Any, *, adamax: bool = False) -> None:
         """Take all that there is."""
         self.layout = layout
         self.kept: dict[str, dict[str, Any]] = {}
         self.plateau: dict[str, Any] = {}
-        found = list(holders(state))
+        self.uncounted: set[str] = set()
+        found = list(holders(state, adamax=adamax))
         self.count = self._count(found)
         for inner, held in found:
             self._state(inner, held)
@@ -63,6 +66,8 @@ class Collecting:
             for name, key in held.vectors.items()
         }
         counts_steps = not {*arrays} <= _STEPLESS
+        counts = held.step, held.shared_step, self.count
+        is_guessed = counts_steps and all(count is None for count in counts)
         if not counts_steps:
             # That there is no buffer is how torch's SGD knows a first step.
             paths = [path for path in paths if steps[path] != 0]
@@ -75,6 +80,8 @@ class Collecting:
                 own = self.kept.setdefault(name, {})
                 own |= {"step": steps[path]} if counts_steps else {}
                 own |= numbers
+                if is_guessed:
+                    self.uncounted.add(name)
         factors = {key: arrays.pop(key) for key in FACTORS if key in arrays}
         if factors:
             self._factors(factors)

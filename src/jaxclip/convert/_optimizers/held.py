@@ -39,12 +39,29 @@ _KNOWN = {
     ),
     optax.TraceState: Holding({"trace": "momentum_buffer"}),
     optax.ScaleByRmsState: Holding({"nu": "square_avg"}),
+    optax.ScaleByRStdDevState: Holding({"mu": "grad_avg", "nu": "square_avg"}),
+    optax.ScaleByRssState: Holding({"sum_of_squares": "sum"}),
+    optax.ScaleByAdaDeltaState: Holding({"e_g": "square_avg", "e_x": "acc_delta"}),
     optax.ScaleByScheduleState: Holding(count="count"),
     PlateauState: Holding(
         count="count", scheduler=("lr", "best", "num_bad_epochs", "cooldown_counter")
     ),
 }
 """States that hold the same as torch's do, of Optax's own and of schedules."""
+
+_ADAMAX = Holding({"mu": "exp_avg", "nu": "exp_inf"}, shared_step="count")
+"""Optax's Adamax has the state of its Adam, and another average in it."""
+
+_RMSPROP = "the momentum of optax.rmsprop, which is of what the learning rate scaled,"
+
+_OURS = {
+    _RMSPROP: "rmsprop",
+    "ScaleByAmsgradState": "adam(amsgrad=True)",
+    "ScaleByRpropState": "rprop",
+    "FactoredState": "adafactor",
+    "MuonState": "muon",
+}
+"""What has torch's state where Optax's holds other numbers."""
 
 _COUNTERS = {
     optax.InjectHyperparamsState: "count",
@@ -54,8 +71,15 @@ _COUNTERS = {
 """Optax's wrappers that count updates, and hold other states."""
 
 
-def holding(state: Any) -> Holding | None:
-    """Say what a state holds; None if it is none that holds what torch keeps."""
+def holding(state: Any, *, adamax: bool = False) -> Holding | None:
+    """Say what a state holds; None if it is none that holds what torch keeps.
+
+    Args:
+        state: The state.
+        adamax: Whether torch's optimizer is Adamax.
+    """
+    if adamax and type(state) is optax.ScaleByAdamState:
+        return _ADAMAX
     if type(state) in _KNOWN:
         return _KNOWN[type(state)]
     if not (is_from(state, "jaxclip.optim") and {"count", "step"} <= {*state._fields}):
@@ -75,7 +99,11 @@ def holding(state: Any) -> Holding | None:
 
 
 def replaced(
-    state: Any, replace: Callable[[Any, Holding], Any], count: Callable[[Any], Any]
+    state: Any,
+    replace: Callable[[Any, Holding], Any],
+    count: Callable[[Any], Any],
+    *,
+    adamax: bool = False,
 ) -> Any:
     """Return a tree of states with other values in those that torch has, too.
 
@@ -83,12 +111,13 @@ def replaced(
         state: The tree: tuples, lists and dicts of states, nested.
         replace: Makes another state of one that holds what torch keeps.
         count: Makes another count of updates of one in a wrapper.
+        adamax: Whether torch's optimizer is Adamax.
     """
-    if (held := holding(state)) is not None:
+    if (held := holding(state, adamax=adamax)) is not None:
         return replace(state, held)
 
     def inner(child: Any) -> Any:
-        return replaced(child, replace, count)
+        return replaced(child, replace, count, adamax=adamax)
 
     if hasattr(state, "_fields"):
         fields = {name: inner(value) for name, value in state._asdict().items()}
@@ -102,16 +131,21 @@ def replaced(
     return state
 
 
-def holders(state: Any) -> Iterator[tuple[Any, Holding]]:
-    """Yield each state in a tree that holds what torch keeps, or counts updates."""
-    if (held := holding(state)) is not None:
+def holders(state: Any, *, adamax: bool = False) -> Iterator[tuple[Any, Holding]]:
+    """Yield each state in a tree that holds what torch keeps, or counts updates.
+
+    Args:
+        state: The tree.
+        adamax: Whether torch's optimizer is Adamax.
+    """
+    if (held := holding(state, adamax=adamax)) is not None:
         yield state, held
         return
     if (counter := _COUNTERS.get(type(state))) is not None:
         yield state, Holding(count=counter)
     if isinstance(state, tuple | list | dict):
         for child in _children(state):
-            yield from holders(child)
+            yield from holders(child, adamax=adamax)
 
 
 def strangers(state: Any) -> list[str]:
@@ -119,12 +153,24 @@ def strangers(state: Any) -> list[str]:
 
     What clips, and what users make, is passed over: it starts anew.
     """
-    return [f"{name} is a state that is not carried over." for name in _strange(state)]
+    return [_not_carried_over(name) for name in _strange(state)]
+
+
+def _not_carried_over(name: str) -> str:
+    said = f"{name} is a state that is not carried over"
+    if name not in _OURS:
+        return f"{said}."
+    return (
+        f"{said}: torch's holds other numbers, and that of jaxclip.optim.{_OURS[name]} "
+        "the same."
+    )
 
 
 def _strange(state: Any) -> Iterator[str]:
     if holding(state) is not None or not _has_states(state):
         return
+    if _scales_before_momentum(state):
+        yield _RMSPROP
     of_optimizer = is_from(state, "optax") or is_from(state, "jaxclip.optim")
     if of_optimizer and any(
         _is_average(value)
@@ -135,6 +181,15 @@ def _strange(state: Any) -> Iterator[str]:
         yield type(state).__name__
     for child in _children(state):
         yield from _strange(child)
+
+
+def _scales_before_momentum(state: Any) -> bool:
+    """Say whether a chain ends with momentum, after what has the learning rate."""
+    kinds = [*map(type, state)] if type(state) is tuple else []
+    averages = optax.ScaleByRmsState, optax.ScaleByRStdDevState
+    return kinds[-1:] == [optax.TraceState] and any(
+        kind in averages for kind in kinds[:-2]
+    )
 
 
 def parameter_paths(state: Any, held: Holding) -> list[Path]:

@@ -52,8 +52,9 @@ def opt_state_from_torch(
     ``inject_hyperparams``), have torch's values: averages, buffers and step counts, an
     array laid out as the weight is. A parameter that torch never stepped keeps what
     ``init`` made. Those of ``jaxclip.optim`` are known, and of Optax the states of
-    ``adam``, ``adamw``, ``rmsprop``, momentum and schedules. What clips, and other
-    transformations that torch does not have, start anew.
+    ``adam``, ``adamw``, ``adamax``, ``rmsprop``, ``adagrad``, ``adadelta``, momentum
+    and schedules. What clips, and other transformations that torch does not have,
+    start anew.
 
     An ``nnx.Optimizer`` takes it so::
 
@@ -125,7 +126,7 @@ def opt_state_from_torch(
     plateau = plateau_of(schedulers, checkpoint.groups)
     filling = Filling(Layout.of(weights, names), kept, count, plateau)
     fresh = transformation.init(trained_params(target) if params is None else params)
-    state = replaced(fresh, filling.state, filling.count)
+    state = replaced(fresh, filling.state, filling.count, adamax=checkpoint.is_adamax)
     if problems := [*strangers(fresh), *filling.problems()]:
         raise ConversionError(problems)
     return state
@@ -199,7 +200,7 @@ def opt_state_to_torch(
         checkpoint, weights, param_names=param_names, model=model, ignore=ignore
     )
     layout = Layout.of(weights, names)
-    collected = Collecting(layout, opt_state)
+    collected = Collecting(layout, opt_state, adamax=checkpoint.is_adamax)
     problems = [
         *strangers(opt_state),
         *layout.problems,

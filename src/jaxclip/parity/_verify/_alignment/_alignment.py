@@ -88,6 +88,7 @@ class Alignment:
         self._known = {name for entry in self.weights.entries for name in entry.names}
         self._optimized = [n for group in run.groups for n in group if n in self._known]
         self._aliases, self._frozen = run.tied, run.frozen
+        self._adamax = run.optimizer.rpartition(".")[2] == "Adamax"
         trained = self.weights.parameters()
         self._trained = {name for entry in trained.entries for name in entry.names}
         self._computed = {
@@ -165,12 +166,12 @@ class Alignment:
         """Return what a state keeps of each parameter, by ``"name/key"``."""
         del clip_state, params
         layout = Layout.of(self.weights.parameters(), self._optimized)
-        found = Collecting(layout, opt_state).kept
+        found = Collecting(layout, opt_state, adamax=self._adamax)
         return {
             f"{name}/{key}": np.asarray(value)
-            for name, own in found.items()
+            for name, own in found.kept.items()
             for key, value in own.items()
-            if value is not None
+            if value is not None and not (key == "step" and name in found.uncounted)
         }
 
     def params(self, tree: Any) -> dict[str, Array]:

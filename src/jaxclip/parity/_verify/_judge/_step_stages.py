@@ -33,6 +33,8 @@ _STAGES = (
 
 _NO_STEP = "the optimizer's state does not fit"
 
+_UNCOUNTED = "nothing in the port's optimizer counts steps"
+
 
 class StepStages(Assembly):
     """What a port's clip and its optimizer make, held against a recording."""
@@ -213,9 +215,9 @@ class StepStages(Assembly):
         """Compare what an optimizer keeps; of what is frozen it need not keep it."""
         frozen, held = self.frozen(), own(self.wide)
         reasons = {
-            name: frozen[parameter]
-            for name in recorded
-            if (parameter := name.rpartition("/")[0]) in frozen and name not in held
+            name: frozen.get(name.rpartition("/")[0], _UNCOUNTED)
+            for name in {*recorded} - {*held}
+            if _is_count(name) or name.rpartition("/")[0] in frozen
         }
         return self.by_name("optimizer state", _counted(recorded), own, reasons)
 
@@ -224,11 +226,14 @@ def _counted(kept: Mapping[str, Array | Known]) -> dict[str, Array | Known]:
     """Return what an optimizer keeps, its counts in integers: torch's are floats."""
     return {
         name: array.astype(np.int64)
-        if name.removesuffix(AT_START).endswith("/step")
-        and not isinstance(array, Known)
+        if _is_count(name) and not isinstance(array, Known)
         else array
         for name, array in kept.items()
     }
+
+
+def _is_count(name: str) -> bool:
+    return name.removesuffix(AT_START).endswith("/step")
 
 
 def _equal(one: Array | Known, other: Array | Known) -> bool:
