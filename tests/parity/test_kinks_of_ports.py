@@ -235,6 +235,30 @@ def test_another_definition_is_different_and_says_what_to_write(
     )
 
 
+def test_a_difference_beside_a_tie_is_not_put_down_to_it(tmp_path):
+    """The variance of a row of zeros is on the kink of max(0, variance) in Flax."""
+    torch.manual_seed(0)
+    model = nn.Sequential(nn.Embedding(5, 8, padding_idx=0), nn.LayerNorm(8))
+    optimizer = torch.optim.SGD(model.parameters(), lr=LR)
+    path = tmp_path / "run.trace"
+    weights = torch.randn(4, 8)
+    with record(path, model, optimizer) as run, run.step(x=torch.arange(4), y=weights):
+        (model(torch.arange(4)) * weights).sum().backward()
+        optimizer.step()
+
+    rngs = nnx.Rngs(0)
+    layers = nnx.Embed(5, 8, rngs=rngs), nnx.LayerNorm(8, epsilon=1e-5, rngs=rngs)
+
+    def loss(model, batch):
+        return (model(batch["x"]) * batch["y"]).sum()
+
+    report = verify(path, Port(nnx.Sequential(*layers), loss, optim.sgd(LR)))
+    assert (report.first.stage, report.first.name) == ("gradients", "0.weight")
+    assert report.first.hint == (
+        "index 0 along axis 0 alone differs, where torch has zeros"
+    )
+
+
 def test_what_to_write_has_torchs_derivative_in_the_table_of_kinks():
     table = {kink.as_torch for kink in KINKS}
     for function in ("abs", "hard_tanh", "reduce_max"):

@@ -120,6 +120,14 @@ def test_a_hint_says_what_a_difference_looks_like():
     assert hint(square, np.zeros((4, 4)), 0.0) == "the port has zeros"
     assert hint(np.zeros((4, 4)), square, 0.0) == "torch has zeros"
     assert hint(square, rng.normal(size=(4, 4)), 0.0) == ""
+    column = square.copy()
+    column[:, 2] = rng.normal(size=4)
+    assert hint(square, column, 0.0) == "index 2 along axis 1 alone differs"
+    row = square.copy()
+    row[3] = 0
+    place = "index 3 along axis 0 alone differs"
+    assert hint(row, square, 0.0) == f"{place}, where torch has zeros"
+    assert hint(square, row, 0.0) == f"{place}, where the port has zeros"
 
 
 def test_a_norm_that_is_far_off_is_another_norm():

@@ -1,4 +1,4 @@
-"""What a difference looks like: a factor, a sign, axes in another order."""
+"""What a difference looks like: a factor, a sign, axes in another order, one row."""
 
 from collections.abc import Iterator
 from itertools import permutations
@@ -32,6 +32,9 @@ def hint(torch: Array, port: Array, allowed: float, words: Words = TORCH) -> str
         'the port has 2 times what torch has'
         >>> hint(weights, weights.T, 0.0)
         'the port has the array of torch with its axes as (1, 0)'
+        >>> first = np.asarray([[0.0], [1.0], [1.0]])
+        >>> hint(first * weights, weights, 0.0)
+        'index 0 along axis 0 alone differs, where torch has zeros'
     """
     if torch.size < 2 or not (np.isfinite(torch).all() and np.isfinite(port).all()):
         return ""
@@ -45,6 +48,20 @@ def hint(torch: Array, port: Array, allowed: float, words: Words = TORCH) -> str
     near = max(_FEW * apart, np.sqrt(torch.size) * allowed)
     for said, fitted in _candidates(torch, port, words):
         if l2(port - fitted) <= near:
+            return said
+    return _one_place(torch, port, wrong, words)
+
+
+def _one_place(torch: Array, port: Array, wrong: Array, words: Words) -> str:
+    """Say at which place along an axis all lies that differs, if there is one."""
+    for axis, size in enumerate(wrong.shape):
+        others = tuple(n for n in range(wrong.ndim) if n != axis)
+        places = np.flatnonzero(wrong.any(others))
+        if size > 1 and len(places) == 1:
+            said = f"index {places[0]} along axis {axis} alone differs"
+            for side, array in zip(words, (torch, port), strict=True):
+                if not np.take(array, places, axis).any():
+                    said += f", where {side} has zeros"
             return said
     return ""
 

@@ -166,9 +166,19 @@ def flipped(residual: Array, effects: Sequence[Array]) -> list[int]:
 def defined_otherwise(residual: Array, effects: Sequence[Array]) -> list[int]:
     """Return of which moves some share gives a difference; none if they leave much.
 
-    Where a derivative is a choice, torch's may be anything between those of the sides.
+    Where a derivative is a choice, torch's may be anything between those of the sides:
+    no share is more than the whole.
+
+    Example:
+        >>> half, far = np.asarray([2.0, 0]), np.asarray([0.0, 0.01])
+        >>> defined_otherwise(np.asarray([1.0, 0]), [half, far])
+        [0]
+        >>> defined_otherwise(np.asarray([0.0, 1]), [half, far])
+        []
     """
     shares = _shares(residual, effects)
+    if np.any(np.abs(shares) > 1 + LEFT):
+        return []
     left = residual - sum(
         (share * effect for share, effect in zip(shares, effects, strict=True)),
         np.zeros_like(residual),
