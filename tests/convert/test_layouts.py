@@ -280,8 +280,8 @@ def test_submodules_made_in_a_compact_method_are_refused_with_what_to_do():
         to_torch(init(Compact(), 2))
     assert caught.value.problems == tuple(
         f"'params.inner.{name}' lies in a submodule of Compact that cannot be seen, "
-        "because it is made in an @nn.compact method. Make it in setup(), or convert "
-        "it apart, from its own module and variables."
+        "because it is made in an @nn.compact method. Show how it is called: "
+        "target=(module, variables, inputs)."
         for name in ("kernel", "bias")
     )
 

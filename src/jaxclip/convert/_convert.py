@@ -79,10 +79,14 @@ def from_torch(
             it (``lambda: Model(rngs=nnx.Rngs(0))``), of which no weight is made in
             vain; a module, which may be abstract; or the pair ``(graphdef, state)``
             of ``nnx.split``, as a state by itself does not have the types of the
-            modules. In Linen: the pair ``(module, inputs)`` of a module and an array
-            or a tuple of arrays that it is called with, of which only the shapes
-            matter; or ``(module, variables)``, with what its ``init`` returns or
-            ``jax.eval_shape`` says that it does; or a function that returns a pair.
+            modules. In Linen: the pair ``(module, inputs)`` of a module and what it
+            is called with, an array or a tuple of arguments, of which the shapes of
+            arrays matter; or ``(module, variables)``, with what its ``init`` returns
+            or ``jax.eval_shape`` says that it does; or ``(module, variables,
+            inputs)``; or a function that returns one of these. What an
+            ``@nn.compact`` method makes is seen in a call alone, so that ``inputs``
+            is needed for it. They may be a function that calls the module that it
+            is given: ``lambda model: model(x, train=False)``.
         source: A torch module, or whatever else has a ``state_dict()``; a state dict
             of torch tensors, NumPy or JAX arrays; or the path of a file:
             ``.safetensors``; ``.pt``, ``.pth`` or ``.bin``, of which nothing is ever
@@ -170,9 +174,10 @@ def to_torch(
     it under each of them, as torch has it.
 
     Args:
-        target: An NNX module, the pair ``(graphdef, state)`` of ``nnx.split``, or a
-            pair ``(module, variables)`` of a Linen module and what its ``init``
-            returns.
+        target: An NNX module; the pair ``(graphdef, state)`` of ``nnx.split``; or
+            ``(module, variables)`` of a Linen module and what its ``init`` returns,
+            and of one that has ``@nn.compact`` methods ``(module, variables,
+            inputs)``, as ``from_torch`` takes it.
         flatten: As ``from_torch`` takes it.
         stacked: The paths of modules whose variables have a leading axis of layers,
             each of which has tensors of its own in torch.

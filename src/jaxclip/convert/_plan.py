@@ -14,12 +14,11 @@ from jaxclip.convert._rules.links import Arrays, Link, Rule, same
 from jaxclip.convert._rules.registry import (
     call_of,
     find_rule,
-    is_flax,
     no_rule,
     output_layout,
 )
 from jaxclip.convert._stacked import layer_count, one_layer, stack
-from jaxclip.convert._targets.tree import Leaf, Node, Target
+from jaxclip.convert._targets.tree import Leaf, Node, Target, is_flax
 
 
 @dataclass(frozen=True)
@@ -278,8 +277,8 @@ def _unlinked(node: Node, linked: Collection[str]) -> Iterator[str]:
         if name not in linked:
             yield (
                 f"{leaf} lies in a submodule of {_kind(node)} that cannot be seen, "
-                "because it is made in an @nn.compact method. Make it in setup(), or "
-                "convert it apart, from its own module and variables."
+                "because it is made in an @nn.compact method. Show how it is called: "
+                "target=(module, variables, inputs)."
             )
 
 

@@ -267,7 +267,7 @@ def trained_params(target: Any) -> Any:
             return nnx.state(target, nnx.Param)
         case (nnx.GraphDef(), nnx.State() as state):
             return nnx.filter_state(state, nnx.Param)
-        case (nn.Module(), Mapping() as variables):
+        case (nn.Module(), Mapping() as variables, *_):
             return variables["params"]
     raise TypeError(
         "target has no values. It must be what from_torch returns: an NNX module, a "

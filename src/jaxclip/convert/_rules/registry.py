@@ -24,6 +24,7 @@ from jaxclip.convert._rules import (
 )
 from jaxclip.convert._rules.layouts import Layout, checked
 from jaxclip.convert._rules.links import Links, Output, Rule
+from jaxclip.convert._targets.tree import is_flax
 
 L = TypeVar("L", bound=Links)
 
@@ -215,14 +216,6 @@ def call_of(module_type: type) -> object:
         (vars(t)["__call__"] for t in module_type.__mro__ if "__call__" in vars(t)),
         None,
     )
-
-
-def is_flax(module_type: type) -> bool:
-    """Say whether a type comes with Flax."""
-    # nn.scan, nn.remat and the like derive classes from users' own in there.
-    if module_type.__module__ == "flax.linen.transforms":
-        return False
-    return module_type.__module__.partition(".")[0] == "flax"
 
 
 def no_rule(module_type: type) -> str:

@@ -9,6 +9,12 @@ from flax import linen as nn
 from flax import nnx
 from flax.errors import TraceContextError
 
+from jaxclip.convert._targets.linen_calls import (
+    Seen,
+    initialized,
+    is_call,
+    seen_with,
+)
 from jaxclip.convert._targets.linen_models import linen_target
 from jaxclip.convert._targets.nnx_models import is_weight, nnx_target
 from jaxclip.convert._targets.tree import Path, Target, tree_path
@@ -32,10 +38,15 @@ def read_target(target: object) -> Target:
                 "(graphdef, nnx.merge_state(params, rest))."
             )
         case tuple((nn.Module() as module, Mapping() as variables)):
-            return _pair(module, variables)
-        case tuple((nn.Module() as module, inputs)) if _are_inputs(inputs):
-            inputs = inputs if isinstance(inputs, tuple) else (inputs,)
-            return _pair(module, _shapes_of_variables(module, inputs))
+            return _pair(module, variables, Seen())
+        case tuple((nn.Module() as module, Mapping() as variables, Seen() as seen)):
+            return _pair(module, variables, seen)
+        case tuple((nn.Module() as module, Mapping() as variables, call)) if is_call(
+            call
+        ):
+            return _pair(module, variables, seen_with(module, variables, call))
+        case tuple((nn.Module() as module, call)) if is_call(call):
+            return _pair(module, *initialized(module, call))
         case nn.Module():
             given = "a Linen module without its variables"
         case nnx.State():
@@ -50,8 +61,9 @@ def read_target(target: object) -> Target:
             given = f"a {type(target).__module__}.{type(target).__qualname__}"
     raise TypeError(
         f"target is {given}; it must be an NNX module, a function that makes one, the "
-        "pair (graphdef, state) of nnx.split, or a pair (module, variables) or "
-        "(module, inputs) of a Linen module and what its init returns or takes."
+        "pair (graphdef, state) of nnx.split, or of a Linen module a tuple (module, "
+        "variables), (module, inputs) or (module, variables, inputs), with what its "
+        "init returns and what it is called with."
     )
 
 
@@ -60,24 +72,9 @@ def _is_function(target: object) -> bool:
     return callable(target) and not hasattr(target, "state_dict")
 
 
-def _are_inputs(inputs: object) -> bool:
-    parts = inputs if isinstance(inputs, tuple) else (inputs,)
-    leaves = jax.tree.leaves(parts)
-    return bool(leaves) and all(hasattr(leaf, "shape") for leaf in leaves)
-
-
-def _pair(module: nn.Module, variables: Mapping[str, Any]) -> Target:
-    inner = linen_target(module, variables)
+def _pair(module: nn.Module, variables: Mapping[str, Any], seen: Seen) -> Target:
+    inner = linen_target(module, variables, seen)
     return replace(inner, filled=lambda values: (module, inner.filled(values)))
-
-
-def _shapes_of_variables(
-    module: nn.Module, inputs: tuple[Any, ...]
-) -> Mapping[str, Any]:
-    variables: Mapping[str, Any] = jax.eval_shape(
-        module.init, jax.random.key(0), *inputs
-    )
-    return variables
 
 
 def _split_target(graphdef: Any, state: Any) -> Target:

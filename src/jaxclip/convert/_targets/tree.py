@@ -79,6 +79,14 @@ class Target:
     filled: Callable[[Mapping[Path, jax.Array]], Any]
 
 
+def is_flax(module_type: type) -> bool:
+    """Say whether a type comes with Flax."""
+    # nn.scan, nn.remat and the like derive classes from users' own in there.
+    if module_type.__module__ == "flax.linen.transforms":
+        return False
+    return module_type.__module__.partition(".")[0] == "flax"
+
+
 def parts(
     value: object, kinds: tuple[type, ...], name: str = ""
 ) -> Iterator[tuple[str, Any]]:

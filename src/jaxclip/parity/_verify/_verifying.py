@@ -12,7 +12,7 @@ from jaxclip.parity._verify._alignment._jax_alignment import JaxAlignment
 from jaxclip.parity._verify._compute import _products
 from jaxclip.parity._verify._compute._bench import Bench
 from jaxclip.parity._verify._compute._precision import coarsest, is_coarse, note
-from jaxclip.parity._verify._compute._runs import Runs
+from jaxclip.parity._verify._compute._runs import Runs, nested_batch
 from jaxclip.parity._verify._free_run import run_freely
 from jaxclip.parity._verify._judge._rules import Rule
 from jaxclip.parity._verify._kinks._explaining import explained
@@ -124,6 +124,7 @@ def verify(
             "there is nothing to start from."
         )
     model = read_model(port.model)
+    model.look(port.loss_fn, nested_batch(first.batch.items()))
     alignment: Aligned = (
         JaxAlignment(model, port, first)
         if opened.run.framework == "jax"

@@ -10,6 +10,7 @@ import numpy as np
 from flax import linen as nn
 from flax import nnx
 
+from jaxclip.convert._targets.linen_calls import seen_in
 from jaxclip.convert._targets.tree import tree_path
 from jaxclip.parity._verify._port._capture import (
     METHODS,
@@ -63,6 +64,10 @@ class Model(Protocol):
     order: Order
     dropouts: Collection[str] | None
 
+    def look(self, loss_fn: LossFn, batch: Any) -> None:
+        """See what modules a call makes, where nothing else shows them."""
+        ...
+
     def split(self, variables: Any) -> tuple[Any, Any]:
         """Return the parameters, which an optimizer is given, and the rest."""
         ...
@@ -105,6 +110,9 @@ class NNXModel:
             for path, part in nnx.iter_graph(module)
             if isinstance(part, nnx.Dropout)
         ]
+
+    def look(self, loss_fn: LossFn, batch: Any) -> None:
+        """See nothing more: all modules are in attributes."""
 
     def split(self, variables: Any) -> tuple[Any, Any]:
         """Take what is ``nnx.Param`` for the parameters."""
@@ -149,10 +157,20 @@ class LinenModel:
         """Keep them."""
         self.module = module
         self.variables = {**variables}
-        self.target = module, self.variables
+        self.target: Any = (module, self.variables)
         self.hidden: set[str] = set()
         self.order: Order = []
         self.dropouts: Collection[str] | None = None
+
+    def look(self, loss_fn: LossFn, batch: Any) -> None:
+        """See what modules the loss function calls, those of compact methods too."""
+
+        def call(variables: Any, batch: Any) -> None:
+            loss_fn(LinenFunction(self.module, variables), batch)
+
+        with jax.enable_x64(True):
+            _, seen = seen_in(call, self.variables, batch)
+        self.target = self.module, self.variables, seen
 
     def split(self, variables: Any) -> tuple[Any, Any]:
         """Take the collection ``params`` for the parameters."""
@@ -246,6 +264,9 @@ class BareModel:
         self.order: Order = []
         self.dropouts: Collection[str] | None = ()
 
+    def look(self, loss_fn: LossFn, batch: Any) -> None:
+        """See nothing: there are no modules."""
+
     def split(self, variables: Any) -> tuple[Any, Any]:
         """Take all for parameters."""
         return variables, ()
@@ -306,7 +327,8 @@ def read_model(model: Any) -> Model:
     match model:
         case nnx.Module():
             return NNXModel(model)
-        case (nn.Module() as module, Mapping() as variables):
+        # loss_fn shows how it is called, which from_torch is told.
+        case (nn.Module() as module, Mapping() as variables, *_):
             return LinenModel(module, variables)
         case Mapping():
             return BareModel(model)

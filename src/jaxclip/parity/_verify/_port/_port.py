@@ -18,8 +18,9 @@ class Port:
 
     Attributes:
         model: The model: an NNX module; ``(module, variables)`` of a Linen module and
-            what its ``init`` returns; or bare parameters, a nested dict of arrays that
-            lie as torch's do, or as ``mapping`` says.
+            what its ``init`` returns (what its ``@nn.compact`` methods make is seen
+            when ``loss_fn`` calls it); or bare parameters, a nested dict of arrays
+            that lie as torch's do, or as ``mapping`` says.
         loss_fn: ``loss_fn(model, batch)`` returns the loss, a scalar, or ``(loss,
             outputs)``, where the outputs are what the torch model returns, or a list
             of what it returns in each call, if a step calls it several times. The
