@@ -311,6 +311,9 @@ def test_a_module_without_weights_may_be_added():
         ((), "()"),
         (None, "None"),
         (("same", ("x",)), "'x'"),
+        ("flattened", "'flattened'"),
+        ("flattened(3)", "'flattened(3)'"),
+        ("flattened(2, 3, )", "'flattened(2, 3, )'"),
     ],
 )
 def test_what_is_no_layout_is_refused(net, layout, shown):
@@ -319,6 +322,22 @@ def test_what_is_no_layout_is_refused(net, layout, shown):
         net.with_layouts({"fc": layout})
     with pytest.raises(TypeError, match="layouts is 'same'; it must be a mapping from"):
         net.with_layouts("same")
+
+
+@pytest.mark.parametrize("shape", [(2, 3), (3, 4), (2, 3, 4), (2, 3, 4, 5)])
+def test_flattened_images_are_put_in_the_other_order(net, shape):
+    word = f"flattened({', '.join(map(str, shape))})"
+    said = net.with_layouts({"fc": word})
+    images = np.arange(6.0 * np.prod(shape)).reshape(3, 2, *shape)
+    flat = images.reshape(3, 2, -1)
+    mapped = said.activations_to_flax({"fc": flat})["fc"]
+    np.testing.assert_array_equal(
+        mapped, np.moveaxis(images, 2, -1).reshape(flat.shape)
+    )
+    back = said.activations_to_torch({"fc": mapped})["fc"]
+    np.testing.assert_array_equal(back, flat)
+    with pytest.raises(ConversionError, match=r"its last axis is not of .*'flattened"):
+        said.activations_to_flax({"fc": flat[..., 1:]})
 
 
 # What a module returns.

@@ -332,3 +332,53 @@ def test_the_kept_of_a_channel_is_one_number():
     assert _drawn(kept, "Dropout").shape == (2, 3, 4)
     assert _drawn(kept, "Dropout1d").shape == (2, 3, 1)
     assert _drawn(kept[0], "Dropout1d").shape == (3, 1)
+
+
+class Flattened(torch.nn.Module):
+    """Images that are flattened, dropped and classified."""
+
+    def __init__(self):
+        """Make the layers."""
+        super().__init__()
+        self.conv = torch.nn.Conv2d(1, 3, 3, padding=1)
+        self.drop, self.fc = torch.nn.Dropout(0.5), torch.nn.Linear(3 * 4 * 5, 2)
+
+    def forward(self, x):
+        return self.fc(self.drop(self.conv(x).flatten(1)))
+
+
+class FlattenedPort(nnx.Module):
+    """The port of `Flattened`, which flattens with the channels last."""
+
+    def __init__(self):
+        """Make the layers."""
+        rngs = nnx.Rngs(0)
+        self.conv = nnx.Conv(1, 3, (3, 3), rngs=rngs)
+        self.drop, self.fc = nnx.Dropout(0.5, rngs=rngs), nnx.Linear(60, 2, rngs=rngs)
+
+    def __call__(self, x):
+        x = self.conv(x.transpose(0, 2, 3, 1))
+        return self.fc(self.drop(x.reshape(len(x), -1)))
+
+
+def test_a_dropout_of_flattened_images_is_replayed_in_their_order(tmp_path):
+    torch.manual_seed(0)
+    model = Flattened()
+    optimizer = torch.optim.SGD(model.parameters(), lr=0.1)
+    x = torch.randn(6, 1, 4, 5)
+    with record(tmp_path, model, optimizer) as run, run.step(x=x):
+        model(x).square().mean().backward()
+        optimizer.step()
+    said = Port(
+        FlattenedPort(),
+        lambda model, batch: jnp.mean(model(batch["x"]) ** 2),
+        optim.sgd(0.1),
+        flatten={"fc": (3, 4, 5)},
+        layouts={"drop": "flattened(3, 4, 5)"},
+    )
+    report = verify(tmp_path, said)
+    assert report, report
+    compared = {tensor.name for tensor in report.of_stage("activations")[0].tensors}
+    assert compared == {"conv", "drop", "fc"}
+    unsaid = verify(tmp_path, dataclasses.replace(said, layouts=None))
+    assert (unsaid.first.stage, unsaid.first.name) == ("activations", "drop")

@@ -228,9 +228,11 @@ class WeightMap:
                 ``"same"``; ``"channels_last"``, which moves torch's second axis to the
                 end; ``"channels_last_1d"``, ``"_2d"`` or ``"_3d"``, which moves the
                 one before so many spatial axes, whether there is one of a batch or
-                not; a permutation that says for each axis of Flax's which of torch's
-                it is, as ``(1, 0, 2)`` does where one side has time first; or a tuple
-                of these for a module that returns a tuple. A path counts for more than
+                not; ``"flattened(64, 7, 7)"`` for images of that shape, channels first,
+                that were flattened, as in front of a classifier; a permutation that
+                says for each axis of Flax's which of torch's it is, as ``(1, 0, 2)``
+                does where one side has time first; or a tuple of these for a module
+                that returns a tuple. A path counts for more than
                 what a type says, a pattern must agree with it. A path that is not in
                 ``modules`` is added to them: the Flax module is taken to have the same
                 name, within the same module.

@@ -1,9 +1,12 @@
 """How a module's output lies on either side: its axes in torch, and in Flax.
 
 Where torch has channels first and Flax has them last, a word says which axis of torch's
-is Flax's last; a permutation says it of any axes.
+is Flax's last; a permutation says it of any axes. Of images that were flattened, with
+channels first or last, the word has their shape.
 """
 
+import math
+import re
 from collections.abc import Callable
 from typing import Any
 
@@ -25,6 +28,9 @@ _CHANNELS = {
 CHANNELS_LAST = "channels_last"
 SAME = "same"
 
+_FLATTENED = re.compile(r"flattened\((\d+(?:, ?\d+)+)\)")
+"""What has flattened images along its last axis: their shape, channels first."""
+
 
 def channels_last(spatial: int) -> Layout | None:
     """Return the layout of images of so many axes, with or without one of a batch."""
@@ -44,6 +50,8 @@ def checked(layout: object, where: str) -> Layout:
     """
     if layout == SAME or (isinstance(layout, str) and layout in _CHANNELS):
         return layout
+    if isinstance(layout, str) and _FLATTENED.fullmatch(layout):
+        return layout
     if isinstance(layout, list | tuple) and layout:
         if not any(type(part) is int for part in layout):
             return tuple(checked(part, where) for part in layout)
@@ -53,8 +61,9 @@ def checked(layout: object, where: str) -> Layout:
                 return axes
     words = ", ".join(map(repr, (SAME, *_CHANNELS)))
     raise ValueError(
-        f"{where} is {layout!r}; it must be one of {words}, a permutation such as "
-        "(1, 0, 2), or a tuple of these for a module that returns a tuple."
+        f"{where} is {layout!r}; it must be one of {words}, the shape of flattened "
+        "images such as 'flattened(64, 7, 7)', a permutation such as (1, 0, 2), or a "
+        "tuple of these for a module that returns a tuple."
     )
 
 
@@ -68,6 +77,9 @@ def to_flax(array: np.ndarray, layout: Layout) -> np.ndarray:
         return np.transpose(array, _axes(array, layout))
     if layout == SAME:
         return array
+    if shape := _shape_of_images(array, layout):
+        images = array.reshape(*array.shape[:-1], *shape)
+        return np.moveaxis(images, -len(shape), -1).reshape(array.shape)
     return np.moveaxis(array, _channels(array, layout), -1)
 
 
@@ -81,6 +93,10 @@ def to_torch(array: np.ndarray, layout: Layout) -> np.ndarray:
         return np.transpose(array, np.argsort(_axes(array, layout)))
     if layout == SAME:
         return array
+    if shape := _shape_of_images(array, layout):
+        channels, *spatial = shape
+        images = array.reshape(*array.shape[:-1], *spatial, channels)
+        return np.moveaxis(images, -1, -len(shape)).reshape(array.shape)
     return np.moveaxis(array, -1, _channels(array, layout))
 
 
@@ -120,6 +136,20 @@ def _axes(array: np.ndarray, layout: tuple[int, ...]) -> tuple[int, ...]:
     if array.ndim != len(layout):
         raise ValueError(f"has shape {array.shape}, and not {len(layout)} axes")
     return layout
+
+
+def _shape_of_images(array: np.ndarray, layout: str) -> tuple[int, ...]:
+    """Return the shape of images that are flattened; nothing if they are not."""
+    found = _FLATTENED.fullmatch(layout)
+    if not found:
+        return ()
+    shape = tuple(map(int, found[1].split(",")))
+    if array.shape[-1:] != (math.prod(shape),):
+        raise ValueError(
+            f"has shape {array.shape}, and its last axis is not of {math.prod(shape)}, "
+            f"as {layout!r} says"
+        )
+    return shape
 
 
 def _channels(array: np.ndarray, layout: str) -> int:

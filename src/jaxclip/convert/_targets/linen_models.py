@@ -77,7 +77,7 @@ class _Tree:
 
     def __init__(self, root: nn.Module, seen: Seen) -> None:
         """Look through it."""
-        self._root, self._made = root, dict[Path, nn.Module]()
+        self._root = root
         inside = [*_beneath(root, _attributes, frozenset())]
         held = {child.path for each in inside for _, child in _attributes(each)}
         for each in seen.modules.values():
