@@ -6,6 +6,7 @@ outcome. It takes some ten minutes. With ``--check`` nothing is written, and the
 status says whether the page is current.
 """
 
+import difflib
 import os
 import sys
 from collections.abc import Sequence
@@ -112,9 +113,16 @@ def main(arguments: Sequence[str], page: Path = PAGE) -> int:
     old = section(text)
     if "--check" in arguments:
         if old != new:
+            changes = difflib.unified_diff(
+                *(old.splitlines(), new.splitlines(), page.name, "found"),
+                n=0,
+                lineterm="",
+            )
             print(
+                *changes,
                 f"{page.name} is out of date: run "
                 "python scripts/write_detection_table.py",
+                sep="\n",
                 file=sys.stderr,
             )
         return int(old != new)

@@ -1,6 +1,7 @@
 """The stages that come of calling the loss function and differentiating it."""
 
 from collections.abc import Iterator
+from dataclasses import replace
 from functools import partial
 from typing import Any
 
@@ -11,6 +12,7 @@ from jaxclip.parity._verify._compute._known import Known, outputs_in, read
 from jaxclip.parity._verify._compute._recorded import total_loss
 from jaxclip.parity._verify._compute._sides import Called
 from jaxclip.parity._verify._judge._assembly import NO_TOLERANCE, Assembly
+from jaxclip.parity._verify._judge._flattened import flattened_otherwise
 from jaxclip.parity._verify._judge._judging import refused
 from jaxclip.parity._verify._port._replay import Remark
 from jaxclip.parity._verify._report._results import (
@@ -71,12 +73,15 @@ class CallStages(Assembly):
             if place not in self.wide.activations:
                 left[str(place)] = "the port's module returns no such array"
                 continue
-            tensors.append(
-                self.judged(
-                    *("activations", str(place), activation.module, recorded),
-                    partial(_activation, place=place),
-                )
+            result = self.judged(
+                *("activations", str(place), activation.module, recorded),
+                partial(_activation, place=place),
             )
+            if not result.passed:
+                port = self.wide.activations[place]
+                hint = flattened_otherwise(self.step, activation, port)
+                result = replace(result, hint=hint or result.hint)
+            tensors.append(result)
         if not self.step.activations:
             left[""] = self.absent("activations")
         tensors += self._drawn_otherwise(remarks)
