@@ -381,6 +381,11 @@ def test_an_element_is_moved_in_the_iteration_in_which_it_decides():
 def test_what_kinks_explain_is_fitted():
     effects = [np.asarray([1.0, 0, 0]), np.asarray([0.0, 2, 0]), np.zeros(3)]
     assert flipped(np.asarray([1.0, 0.01, 0]), effects) == [0]
-    assert defined_otherwise(np.asarray([0.5, 0, 0]), effects) == [0]
-    assert defined_otherwise(np.asarray([0.5, 0, 1]), effects) == []
+    each = [[effect] for effect in effects]
+    assert defined_otherwise(np.asarray([0.5, 0, 0]), each) == [0]
+    assert defined_otherwise(np.asarray([0.5, 0, 1]), each) == []
+    # On either side it is as far from the port's, and torch's is one of them.
+    pair = [[np.asarray([0.5, 1e-9]), np.asarray([-0.5, 1e-9])]]
+    assert defined_otherwise(np.asarray([0.5, 5e-9]), pair) == [0]
+    assert defined_otherwise(np.asarray([1.5, 0.0]), pair) == []
     assert flipped(np.ones(3), []) == []

@@ -197,13 +197,15 @@ class _Search:
             found, theirs = self._compared(_across(rounded, chosen))
             if not _failed(found.stages):
                 return self._excused(found, [rounded[n] for n in chosen]), theirs
-        moves = [move for kink in tied for move in (kink.across, kink.opposite)]
-        effects += [effect([*pins, move]) for move in moves]
-        shares = defined_otherwise(residual, effects)
-        guilty = {(n - len(rounded)) // 2 for n in shares if n >= len(rounded)}
+        each = [[one] for one in effects]
+        for kink in tied:
+            moves = kink.across, kink.opposite
+            each.append([effect([*pins, move]) for move in moves])
+        shares = defined_otherwise(residual, each)
+        guilty = [tied[n - len(rounded)] for n in shares if n >= len(rounded)]
         if not guilty:
             return pinned, own
-        hint = "; ".join(advised(self._wide, [tied[n] for n in sorted(guilty)]))
+        hint = "; ".join(advised(self._wide, guilty))
         return _with(pinned, _hinted(pinned.stages, hint)), own
 
     def _compared(self, moves: Sequence[Move]) -> tuple[Part, Unrecorded]:

@@ -163,29 +163,34 @@ def flipped(residual: Array, effects: Sequence[Array]) -> list[int]:
     return [n for n, share in enumerate(_shares(residual, effects)) if share > 0.5]
 
 
-def defined_otherwise(residual: Array, effects: Sequence[Array]) -> list[int]:
-    """Return of which moves some share gives a difference; none if they leave much.
+def defined_otherwise(residual: Array, effects: Sequence[Sequence[Array]]) -> list[int]:
+    """Return which elements give a difference by shares; none if they leave much.
 
-    Where a derivative is a choice, torch's may be anything between those of the sides:
-    no share is more than the whole.
+    Where a derivative is a choice, torch's may be anything between those of the sides,
+    and not further from the port's than they are from each other or from that.
+
+    Args:
+        residual: torch's results less the port's.
+        effects: What the moves of each element change in the port's.
 
     Example:
-        >>> half, far = np.asarray([2.0, 0]), np.asarray([0.0, 0.01])
-        >>> defined_otherwise(np.asarray([1.0, 0]), [half, far])
+        >>> near, far = [np.asarray([2.0, 0])], [np.asarray([0.0, 0.01])]
+        >>> defined_otherwise(np.asarray([1.0, 0]), [near, far])
         [0]
-        >>> defined_otherwise(np.asarray([0.0, 1]), [half, far])
+        >>> defined_otherwise(np.asarray([0.0, 1]), [near, far])
         []
     """
-    shares = _shares(residual, effects)
-    if np.any(np.abs(shares) > 1 + LEFT):
-        return []
-    left = residual - sum(
-        (share * effect for share, effect in zip(shares, effects, strict=True)),
-        np.zeros_like(residual),
-    )
-    if l2(left) > LEFT * l2(residual):
-        return []
-    return [n for n, share in enumerate(shares) if abs(share) > LEFT]
+    shares = iter(_shares(residual, [effect for own in effects for effect in own]))
+    left, found = residual, []
+    for n, own in enumerate(effects):
+        part = sum((next(shares) * effect for effect in own), np.zeros_like(residual))
+        most = max(l2(effect) for effect in (*own, own[0] - own[-1]))
+        if l2(part) > (1 + LEFT) * most:
+            return []
+        if l2(part) > LEFT * most:
+            found.append(n)
+        left = left - part
+    return found if l2(left) <= LEFT * l2(residual) else []
 
 
 def _shares(residual: Array, effects: Sequence[Array]) -> Array:
