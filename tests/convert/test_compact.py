@@ -69,7 +69,8 @@ class Net(nn.Module):
     def __call__(self, x, train):
         x = nn.Conv(6, (3, 3), name="conv")(x)
         x = nn.BatchNorm(use_running_average=not train, momentum=0.9, name="norm")(x)
-        x = nn.Dropout(0.5, name="drop")(nn.relu(x).mean((1, 2)), not train)
+        x = nn.relu(x).mean((1, 2))
+        x = nn.Dropout(0.5, name="drop")(inputs=x, deterministic=not train)
         x = nn.remat(Block)(name="other")(Block()(x))
         return nn.Dense(5)(x)
 

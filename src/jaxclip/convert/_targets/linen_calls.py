@@ -39,8 +39,9 @@ def seen_in(call: Callable[..., Any], *args: Any) -> tuple[Any, Seen]:
         module = context.module
         if type(module).__module__ != _TRANSFORMS:
             found.setdefault(module.path, module)
-        if isinstance(module, nn.Dropout):  # it would want a key
-            return inputs[0]
+        if isinstance(module, nn.Dropout) and context.method_name == "__call__":
+            # It would want a key.
+            return inputs[0] if inputs else options["inputs"]
         return method(*inputs, **options)
 
     with nn.intercept_methods(note):

@@ -124,12 +124,12 @@ def verify(
             "there is nothing to start from."
         )
     model = read_model(port.model)
-    model.look(port.loss_fn, nested_batch(first.batch.items()))
-    alignment: Aligned = (
-        JaxAlignment(model, port, first)
-        if opened.run.framework == "jax"
-        else Alignment(model, port, opened.run, first)
-    )
+    alignment: Aligned
+    if opened.run.framework == "jax":
+        alignment = JaxAlignment(model, port, first)
+    else:
+        model.look(port.loss_fn, nested_batch(first.batch.items()))
+        alignment = Alignment(model, port, opened.run, first)
     # A recording with 64 bits drew in float64, which a run in float32 cannot.
     runs = Runs(
         *(model, port, alignment.dropouts),
