@@ -14,6 +14,7 @@ from jaxclip.parity._verify._compute._sides import Called
 from jaxclip.parity._verify._judge._assembly import NO_TOLERANCE, Assembly
 from jaxclip.parity._verify._judge._flattened import flattened_otherwise
 from jaxclip.parity._verify._judge._judging import refused
+from jaxclip.parity._verify._judge._running_variance import is_biased
 from jaxclip.parity._verify._port._replay import Remark
 from jaxclip.parity._verify._report._results import (
     NotCompared,
@@ -22,6 +23,11 @@ from jaxclip.parity._verify._report._results import (
 )
 
 Array = np.ndarray[Any, Any]
+
+_BIASED = (
+    "the port takes the biased variance of a batch, over n, and torch that over n - 1, "
+    "as jaxclip.models.BatchNorm does"
+)
 
 _NO_OUTPUT = "loss_fn returns no such output"
 
@@ -40,11 +46,7 @@ class CallStages(Assembly):
         yield self._output()
         yield self._loss()
         yield self._gradients()
-        yield self.by_name(
-            "buffers after",
-            self.recorded("buffers after", self.step.buffers_after),
-            lambda side: side.buffers,
-        )
+        yield self._buffers()
 
     def _weights(self) -> StageResult:
         untied = [
@@ -145,3 +147,31 @@ class CallStages(Assembly):
             lambda side: side.grads,
             self.frozen(),
         )
+
+    def _buffers(self) -> StageResult:
+        recorded = self.recorded("buffers after", self.step.buffers_after)
+        found = self.by_name("buffers after", recorded, lambda side: side.buffers)
+        passed = {tensor.name for tensor in found.tensors if tensor.passed}
+        tensors = (
+            replace(tensor, hint=_BIASED)
+            if self._lacks_bias(tensor, passed)
+            else tensor
+            for tensor in found.tensors
+        )
+        return replace(found, tensors=(*tensors,))
+
+    def _lacks_bias(self, tensor: TensorResult, passed: set[str]) -> bool:
+        """Say whether all that a running variance lacks is torch's correction."""
+        module, _, name = tensor.name.rpartition("running_")
+        # With another momentum the mean would differ, too.
+        if name != "var" or tensor.passed or f"{module}running_mean" not in passed:
+            return False
+        step = self.step
+        sides = (
+            buffers.get(tensor.name)
+            for buffers in (step.buffers, step.buffers_after, self.wide.buffers)
+        )
+        before, torch, port = sides
+        if before is None or torch is None or port is None:
+            return False
+        return is_biased(before, torch, port)
