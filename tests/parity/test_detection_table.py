@@ -2,7 +2,7 @@
 
 import jax
 import pytest
-from scripts.write_detection_table import PAGE, main, render, section
+from scripts.write_detection_table import PAGE, main, render, section, settled
 
 from tests.parity.detection import ELSEWHERE, FOUND, MISSED, correct_ports
 from tests.parity.mutations import MUTATIONS
@@ -42,6 +42,15 @@ def test_the_sums_are_those_of_the_rows():
     assert lines[4] == "| `assert_close` | 0 of 1 | 0 of 1 | 0 of 2 |"
     assert lines[5] == "| `assert_allclose`, output and loss | 1 of 1 |  | 0 of 2 |"
     assert lines[-1] == "| x |  | alarm |  |  |  |"
+
+
+def test_what_peers_make_of_correct_ports_is_not_settled():
+    found = [("a", "0", "loss", "", FOUND, ELSEWHERE, MISSED, FOUND, MISSED)]
+    quiet = settled(render(found, [("x", "", "", "", "", "")]))
+    assert quiet == settled(render(found, [("x", "", "alarm", "alarm", "", "")]))
+    assert quiet != settled(render(found, [("x", "alarm", "", "", "", "")]))
+    missed = [(*found[0][:-1], FOUND)]
+    assert quiet != settled(render(missed, [("x", "", "", "", "", "")]))
 
 
 @pytest.mark.long
