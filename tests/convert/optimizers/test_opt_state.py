@@ -247,7 +247,7 @@ def test_an_adamax_that_took_no_step_is_known_by_its_arguments(model):
     fresh = tx.init(nnx.state(flax, nnx.Param))
     made = convert.opt_state_to_torch(fresh, flax, optimizer, model=model)
     assert made["optimizer"]["state"][0].keys() == {"step", "exp_avg", "exp_inf"}
-    for make in (torch.optim.Adam, torch.optim.RAdam):
+    for make in (torch.optim.Adam, torch.optim.RAdam, torch.optim.SparseAdam):
         optimizer = make(model.parameters())
         made = convert.opt_state_to_torch(fresh, flax, optimizer, model=model)
         assert made["optimizer"]["state"][0].keys() == {"step", "exp_avg", "exp_avg_sq"}

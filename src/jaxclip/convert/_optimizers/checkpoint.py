@@ -11,8 +11,9 @@ from jaxclip.convert._sources.torch_files import read_torch
 
 Group = dict[str, Any]
 
-_NOT_ADAMAX = {"amsgrad", "decoupled_weight_decay"}
-"""Arguments that each of torch's optimizers with betas has but for Adamax."""
+_ADAMAX = {"betas", "eps", "weight_decay"}
+_ADAM = {"amsgrad", "decoupled_weight_decay"}
+"""Arguments of torch's Adamax, and those of Adam, NAdam and RAdam that it lacks."""
 
 
 @dataclass(frozen=True)
@@ -44,7 +45,10 @@ class Checkpoint:
         if any(self.kept.values()):
             return any("exp_inf" in own for own in self.kept.values())
         # Of one that took no step its arguments tell.
-        return any("betas" in own and not _NOT_ADAMAX & {*own} for own in self.groups)
+        return any(
+            own.keys() >= _ADAMAX and own.keys().isdisjoint(_ADAM)
+            for own in self.groups
+        )
 
 
 def read_checkpoint(source: object, key: str | None = None) -> Checkpoint:
