@@ -75,6 +75,33 @@ def test_the_port_may_not_lose_digits_that_torch_keeps():
     assert found.port_error > 1000 * found.torch_error
 
 
+def test_it_loses_digits_in_all_of_its_runs_if_it_does():
+    rng = np.random.default_rng(0)
+    wide = rng.normal(size=1000)
+    torch = wide.astype("f")
+    narrow = (wide * (1 + 1e-3 * rng.normal(size=1000))).astype("f")
+    far = Error.of(narrow, wide)
+    sides = {"torch": torch, "narrow": narrow, "wide": wide}
+
+    def verdict(*draws):
+        return judged(0, "gradients", Sample("w", "", draws=draws, **sides), Rule())
+
+    assert "loses digits that torch keeps" in verdict(far, far).detail
+    assert verdict(far, Error(far.norm / 1e3, far.peak / 1e3)).passed
+
+
+def test_torch_is_near_the_truth_by_luck_where_there_are_few_elements():
+    wide = np.asarray([1.0, 2.0, 3.0])
+    torch = (wide * (1 + 5e-7)).astype("f")
+
+    def verdict(error):
+        narrow = (wide * (1 + error)).astype("f")
+        return judged(0, "gradients", Sample("w", "", torch, narrow, wide), Rule())
+
+    assert verdict(1e-4).passed
+    assert "loses digits that torch keeps" in verdict(1e-3).detail
+
+
 def test_noise_that_leaves_nothing_to_compare_is_no_pass():
     found = judge(0.3, noise=0.5)
     assert not found.passed

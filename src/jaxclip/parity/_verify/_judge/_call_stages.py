@@ -15,6 +15,7 @@ from jaxclip.parity._verify._judge._assembly import NO_TOLERANCE, Assembly
 from jaxclip.parity._verify._judge._flattened import flattened_otherwise
 from jaxclip.parity._verify._judge._judging import refused
 from jaxclip.parity._verify._judge._running_variance import is_biased
+from jaxclip.parity._verify._judge._summed import grain_of_sum
 from jaxclip.parity._verify._port._replay import Remark
 from jaxclip.parity._verify._report._results import (
     NotCompared,
@@ -146,7 +147,12 @@ class CallStages(Assembly):
             self.with_absent("gradients", self.step.grads),
             lambda side: side.grads,
             self.frozen(),
+            grains=self._summed,
         )
+
+    def _summed(self, name: str) -> Array | None:
+        own = self.wide.grads.get(name)
+        return None if own is None else grain_of_sum(name, own, self.step, self.run)
 
     def _buffers(self) -> StageResult:
         recorded = self.recorded("buffers after", self.step.buffers_after)

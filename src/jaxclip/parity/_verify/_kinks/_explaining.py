@@ -1,7 +1,8 @@
 """Whether what differs in a step is explained by kinks, and what is left if not."""
 
 import dataclasses
-from collections.abc import Iterable, Mapping, Sequence
+import math
+from collections.abc import Iterable, Sequence
 from typing import Any
 
 import numpy as np
@@ -77,7 +78,7 @@ def _called(comparing: Comparing, watched: Watched) -> tuple[Part, Unrecorded]:
     # In few bits kinks are crossed everywhere, and are part of the noise.
     if comparing.rule.rtol is not None or not suspicious or comparing.bench.coarse:
         return part, unrecorded
-    search = _Search(comparing, watched, sides.wide.activations)
+    search = _Search(comparing, watched, sides)
     return search.result(part, unrecorded)
 
 
@@ -106,15 +107,15 @@ class _Search:
     Args:
         comparing: The step.
         watched: The runs of the port, in which elements can be moved.
-        activations: What its modules returned in float64.
+        sides: The step as the port computes it.
     """
 
     def __init__(
-        self, comparing: Comparing, watched: Watched, activations: Mapping[Place, Array]
+        self, comparing: Comparing, watched: Watched, sides: Sides[Called]
     ) -> None:
         """See where the port decides."""
         self._comparing, self._step = comparing, comparing.step
-        self._watched, self._wide_activations = watched, activations
+        self._watched, self._sides = watched, sides
         self._bench = dataclasses.replace(comparing.bench, runs=watched)
         plain, double, *changed = comparing.bench.precisions(comparing.draws)
         self._runs = [double, plain, *changed]
@@ -139,7 +140,7 @@ class _Search:
 
     def _activations(self) -> list[tuple[Place, Array, Array]]:
         """Return what modules returned, in torch and in the port in float64."""
-        wide = self._wide_activations
+        wide = self._sides.wide.activations
         places = {
             Place(each.module, each.call, each.output): each
             for each in self._step.activations
@@ -169,7 +170,8 @@ class _Search:
         rounded = [kink for kink in self._near if not kink.tied]
         tied = self._tied
         if len(rounded) > MOST:
-            return _with(part, _noted(part.stages, len(rounded))), unrecorded
+            left = self._without_loss(part)
+            return _with(left, _noted(left.stages, len(rounded))), unrecorded
         if not self._near:
             return part, unrecorded
         pins = [kink.back for kink in rounded]
@@ -207,6 +209,18 @@ class _Search:
             return pinned, own
         hint = "; ".join(advised(self._wide, guilty))
         return _with(pinned, _hinted(pinned.stages, hint)), own
+
+    def _without_loss(self, part: Part) -> Part:
+        """Call no gradient of the port inexact: torch may have crossed fewer kinks."""
+        rule = dataclasses.replace(self._comparing.rule, port_factor=math.inf)
+        comparing = dataclasses.replace(self._comparing, rule=rule)
+        lenient = comparing.called(self._sides).part()
+        again = {stage.stage: stage for stage in lenient.stages}
+        stages = [
+            again[stage.stage] if stage.stage == "gradients" else stage
+            for stage in part.stages
+        ]
+        return Part(stages, {**lenient.pictured, **part.pictured})
 
     def _compared(self, moves: Sequence[Move]) -> tuple[Part, Unrecorded]:
         """Compare the step with elements moved, in all runs of the port."""
