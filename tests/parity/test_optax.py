@@ -101,7 +101,9 @@ def verified(path, transformation):
     return verify(path, Port(Ported(), loss_fn, transformation))
 
 
-@pytest.mark.parametrize("dtype", [torch.float32, torch.float64])
+@pytest.mark.parametrize(
+    "dtype", [torch.float32, pytest.param(torch.float64, marks=pytest.mark.long)]
+)
 @pytest.mark.parametrize("name", SAME)
 def test_what_does_as_torchs_is_the_same_with_its_state(tmp_path, name, dtype):
     make, options, transformation = SAME[name]
