@@ -126,6 +126,7 @@ def test_a_compact_module_is_filled_and_read(form):
     outputs = module.apply(filled, INPUTS, False)
     with torch.no_grad():
         expected = model(torch.from_numpy(IMAGES))
+    # Sums of float32 in another order; a wrong layout is off by the numbers themselves.
     np.testing.assert_allclose(outputs, expected, rtol=1e-5, atol=1e-6)
 
     back = to_torch((module, filled, (INPUTS, False)))

@@ -235,6 +235,7 @@ def test_optaxs_own_go_on_as_torchs(model, name):
         updates, state = tx.update(layout.to_flax(grads, like=params), state, params)
         params = optax.apply_updates(params, updates)
     nnx.update(flax, params)
+    # In float64, by formulas in another order.
     for key, value in convert.to_torch(flax).items():
         np.testing.assert_allclose(
             value, model.state_dict()[key], rtol=1e-12, atol=1e-14

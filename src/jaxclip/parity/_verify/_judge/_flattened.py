@@ -15,6 +15,7 @@ _FEW = 1e-3
 """How far the port may be from what the other order gives: it has other inputs."""
 
 
+@np.errstate(all="ignore")  # it is for the report to speak of what overflows
 def flattened_otherwise(step: Step, linear: Activation, port: Array) -> str:
     """Say that the port flattens images with channels last, if that is what differs.
 
