@@ -14,7 +14,7 @@ from jaxclip.convert import ConversionError
 from jaxclip.models import linen as models_linen
 from jaxclip.parity import Port, open_trace, record, replayed_mask, verify
 from jaxclip.parity._verify._compute._runs import Runs
-from jaxclip.parity._verify._port._replay import _drawn
+from jaxclip.parity._verify._port._drawn import _kept
 from tests.parity.dropped_nets import (
     NETS,
     bare_port,
@@ -278,8 +278,8 @@ def test_dropouts_that_are_not_there_are_an_error(recorded):
     with pytest.raises(ConversionError) as caught:
         verify(recorded("dense"), port("dense", dropouts={"no": "drop", "drop": "fc1"}))
     assert caught.value.problems == (
-        "dropouts has 'no', which is no dropout of the recorded model: those are "
-        "'drop', 'last'.",
+        "dropouts has 'no', which is no module of the recorded model: its dropouts are "
+        "'drop', 'last'. (Where dropout is a function, name the module that calls it.)",
         "dropouts gives 'drop' the place 'fc1', where the port has no nnx.Dropout: it "
         "has 'drop', 'last'.",
     )
@@ -329,9 +329,9 @@ def test_a_layer_with_one_dropout_for_all_of_torchs(kind, tmp_path):
 
 def test_the_kept_of_a_channel_is_one_number():
     kept = np.ones((2, 3, 4), bool)
-    assert _drawn(kept, "Dropout").shape == (2, 3, 4)
-    assert _drawn(kept, "Dropout1d").shape == (2, 3, 1)
-    assert _drawn(kept[0], "Dropout1d").shape == (3, 1)
+    assert _kept(kept, "Dropout").shape == (2, 3, 4)
+    assert _kept(kept, "Dropout1d").shape == (2, 3, 1)
+    assert _kept(kept[0], "Dropout1d").shape == (3, 1)
 
 
 class Flattened(torch.nn.Module):

@@ -59,6 +59,7 @@ def record(number, **changes):
         hyperparameters=({"lr": 0.1, "nesterov": False, "foreach": None},),
         activations=(Call("fc", "torch.nn.Linear", 0, ""),),
         masks=(),
+        draws=(),
         unexplained_draws=(),
         warnings=(WARNING,) if number == 1 else (),
     )

@@ -115,7 +115,7 @@ def _print(trace: "Trace", rows: list[dict[str, Any]]) -> None:
     drawn = dict.fromkeys(name for row in rows for name in row["unexplained_draws"])
     if drawn:
         names = ", ".join(map(repr, drawn))
-        console.print(Text(f"Note: random numbers that no mask explains, of {names}."))
+        console.print(Text(f"Note: random numbers that are not recorded, of {names}."))
     for warning in trace.warnings:
         console.print(Text(f"Warning: {warning}"))
 

@@ -40,8 +40,11 @@ def record(
     in evaluation mode without gradients, which leave their fused kernel while their
     modules have hooks.) It takes the time to copy and write what is kept.
 
-    Random numbers: a dropout's mask is recorded as what it multiplied its input by.
-    Whatever else drew random numbers is named in ``unexplained_draws`` of the step.
+    Random numbers that the model or the loop draws in a step are recorded, as what a
+    dropout multiplied its input by, or as they were drawn. A module whose numbers do
+    not show is named in ``unexplained_draws`` of the step: a kernel of a GPU may draw
+    as it computes, and kernels are watched in the first step and in each after one
+    that drew something else than ``nn.Dropout``.
 
     Mistakes of the loop that the order of its calls shows are in ``run.warnings``,
     each kind once; `LoopWarning` lists them.
@@ -60,7 +63,7 @@ def record(
         every: Records one step of so many, beginning with the first.
         digest_above: Of arrays of more bytes than this, which a step results in, the
             `Digest` is kept, of 4656 bytes. What a step starts from is kept whole: the
-            batch, the parameters, buffers and state before, and masks.
+            batch, the parameters, buffers and state before, masks, and other draws.
         overwrite: Whether to replace a recording that is at ``path``.
 
     Returns:

@@ -121,6 +121,7 @@ def written(
         hyperparameters=hyperparameters,
         activations=tuple(call for call, _ in calls),
         masks=(),
+        draws=(),
         unexplained_draws=(),
         warnings=(),
     )

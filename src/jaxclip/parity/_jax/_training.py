@@ -12,10 +12,10 @@ from flax import nnx
 from jaxclip.parity._verify._compute._bench import norm_in
 from jaxclip.parity._verify._compute._runs import Forward, Precision, Runs
 from jaxclip.parity._verify._port._capture import Calls, Order
+from jaxclip.parity._verify._port._drawn import Drawn
 from jaxclip.parity._verify._port._dropouts import Dropouts
 from jaxclip.parity._verify._port._models import LinenModel, NNXModel, read_model
 from jaxclip.parity._verify._port._port import Port
-from jaxclip.parity._verify._port._replay import Masks
 
 
 class Variables(NamedTuple):
@@ -90,7 +90,7 @@ class Training:
         given = jax.tree.map(_strong, dict(batch))
         before = self.now
         variables = self.model.joined(before.params, before.rest)
-        forward = self._runs.forward(variables, given, Masks.of(()), Precision(None))
+        forward = self._runs.forward(variables, given, Drawn(), Precision(None))
         grads, clip_state = self._runs.clipped(
             forward.grads, before.clip_state, before.params
         )

@@ -4,16 +4,35 @@ import sys
 from collections import Counter
 from collections.abc import Callable, Iterator
 from contextlib import ExitStack, contextmanager
-from typing import Any
+from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor, nn
 
-from jaxclip.parity._torch._random import MASKED, Generators, dropout_mask, same_state
+from jaxclip.parity._torch._kernels import Drawing, Kernel
+from jaxclip.parity._torch._random import (
+    MASKED,
+    Generators,
+    State,
+    dropout_mask,
+    same_state,
+)
 from jaxclip.parity._torch._tensors import Array, copied, flattened, is_array
-from jaxclip.parity._trace._records import Call, Event
+from jaxclip.parity._trace._records import OUTSIDE, Call, Event
 
-OUTSIDE = "(outside the model)"
+
+class Running(NamedTuple):
+    """A module that has been called, and has not returned yet.
+
+    Attributes:
+        path: Its path.
+        masks: How many masks there were when it was called.
+        random: The states of the generators then.
+    """
+
+    path: str
+    masks: int
+    random: State
 
 
 def type_name(thing: object) -> str:
@@ -34,8 +53,9 @@ class ForwardPass:
     Attributes:
         activations: Each copy, and where it comes from.
         masks: The same for the masks of dropout.
+        draws: The same for other random numbers.
         outputs: What the model returned, by the number of the call and the path.
-        draws: Paths of the modules that drew numbers that no mask explains.
+        unexplained: Paths of the modules that drew numbers that are in neither.
         paused: Whether the modules are called for another purpose: a checkpoint
             computes its part anew during the backward pass.
     """
@@ -51,8 +71,9 @@ class ForwardPass:
         """Look at the generators."""
         self.activations: list[tuple[Call, Array]] = []
         self.masks: list[tuple[Call, Array]] = []
+        self.draws: list[tuple[Call, Array]] = []
         self.outputs: dict[str, Array] = {}
-        self.draws: list[str] = []
+        self.unexplained: list[str] = []
         self.paused = False
         self._model = model
         self._keep = keep
@@ -60,27 +81,47 @@ class ForwardPass:
         self._generators = generators
         self._on_event = on_event
         self._calls: Counter[str] = Counter()
-        self._running: list[str] = []
+        self._running: list[Running] = []
+        # How often something was drawn by a function in a call of a module.
+        self._drawn: Counter[tuple[str, int]] = Counter()
         self._random = generators.state()
 
+    @property
+    def draws_by_functions(self) -> bool:
+        """Whether something else than modules of dropout drew random numbers."""
+        return bool(self._drawn or self.unexplained)
+
     @contextmanager
-    def hooked(self) -> Iterator[None]:
-        """Watch the modules, for as long as the context is open."""
+    def hooked(self, *, kernels: bool) -> Iterator[None]:
+        """Watch the modules, for as long as the context is open.
+
+        Args:
+            kernels: Whether to watch every kernel, too, for what it draws.
+        """
         with ExitStack() as stack:
             for path, module in self._model.named_modules():
                 before, after = map(_opaque, self._hooks(path))
                 stack.enter_context(module.register_forward_pre_hook(before))
                 stack.enter_context(module.register_forward_hook(after))
+            if kernels:
+                stack.enter_context(Drawing(self._before_draw, self._drew))
             yield
         self._look_at_generators(OUTSIDE)
+
+    @contextmanager
+    def undisturbed(self) -> Iterator[None]:
+        """Let what is called in this context be nothing to the recording."""
+        self.paused, before = True, self.paused
+        try:
+            yield
+        finally:
+            self.paused = before
 
     def _hooks(self, path: str) -> tuple[Callable[..., None], Callable[..., None]]:
         def before(module: nn.Module, given: tuple[Any, ...]) -> None:
             if not self.paused:
-                self._look_at_generators(
-                    self._running[-1] if self._running else OUTSIDE
-                )
-                self._running.append(path)
+                self._look_at_generators(self._innermost)
+                self._running.append(Running(path, len(self.masks), self._random))
 
         def after(module: nn.Module, given: tuple[Any, ...], returned: Any) -> None:
             if not self.paused:
@@ -92,12 +133,13 @@ class ForwardPass:
         self, path: str, module: nn.Module, given: tuple[Any, ...], returned: Any
     ) -> None:
         # A module that raised has not returned, and is still on top.
-        while self._running and self._running.pop() != path:
-            pass
+        called = None
+        while self._running and (called is None or called.path != path):
+            called = self._running.pop()
         number = self._calls[path]
         self._calls[path] += 1
         where = Call(path, type_name(module), number, "")
-        if not self._explained(where, module, given, returned):
+        if not self._explained(called, where, module, given, returned):
             self._look_at_generators(path)
         if path == "":
             self._on_event(_forward_event(module, number))
@@ -112,29 +154,61 @@ class ForwardPass:
                     self.activations.append((call, copied(leaf)))
 
     def _explained(
-        self, where: Call, module: nn.Module, given: tuple[Any, ...], returned: Any
+        self,
+        called: Running | None,
+        where: Call,
+        module: nn.Module,
+        given: tuple[Any, ...],
+        returned: Any,
     ) -> bool:
         """Copy the mask of a dropout, and say whether it explains what was drawn."""
         if (
-            type(module) not in MASKED
+            called is None
+            or type(module) not in MASKED
             or not module.training
             or "masks" not in self._keep
         ):
             return False
         if len(given) != 1 or not isinstance(returned, Tensor):
             return False
-        mask = dropout_mask(module, given[0], returned, self._generators, self._random)
+        with self.undisturbed():
+            mask = dropout_mask(
+                module, given[0], returned, self._generators, called.random
+            )
         if mask is None:
             return False
+        # In place of what its kernel drew, if that was watched.
+        del self.masks[called.masks :]
+        self._drawn.pop((where.module, where.call), None)
         self.masks.append((where, copied(mask)))
         self._random = self._generators.state()
         return True
 
+    def _before_draw(self) -> None:
+        if not self.paused:
+            self._look_at_generators(self._innermost)
+
+    def _drew(self, kernel: Kernel, drawn: Tensor) -> None:
+        if self.paused or kernel.stage not in self._keep:
+            return
+        path = self._innermost
+        place = path, self._calls[path]
+        call = Call(path, kernel.name, self._calls[path], str(self._drawn[place]))
+        self._drawn[place] += 1
+        found = self.masks if kernel.stage == "masks" else self.draws
+        found.append((call, copied(drawn)))
+        self._random = self._generators.state()
+
+    @property
+    def _innermost(self) -> str:
+        """The path of the module that is running."""
+        return self._running[-1].path if self._running else OUTSIDE
+
     def _look_at_generators(self, path: str) -> None:
         """Put down a draw since the last look to what ran in between."""
         state = self._generators.state()
-        if not same_state(state, self._random) and path not in self.draws:
-            self.draws.append(path)
+        if not same_state(state, self._random) and path not in self.unexplained:
+            self.unexplained.append(path)
         self._random = state
 
 

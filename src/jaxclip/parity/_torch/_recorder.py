@@ -69,6 +69,8 @@ class Recording:
         self._mistakes = Mistakes()
         self._number = 0
         self._step: RecordedStep | None = None
+        # Watching every kernel takes time, which a loop that draws nothing need not.
+        self._draws = True
         self._clipping = self._scheduling = False
         self._stack = ExitStack()
 
@@ -143,8 +145,9 @@ class Recording:
             mistakes=self._mistakes,
         )
         try:
-            with step.forward.hooked():
+            with step.forward.hooked(kernels=self._draws):
                 yield
+            self._draws = step.forward.draws_by_functions
             self._writer.add(*step.finish())
         finally:
             self._step = None

@@ -105,11 +105,8 @@ class RecordedStep:
         roots = [tensors] if isinstance(tensors, Tensor) else [*tensors]
         losses = [copied(self._unscaled.get(root, root)) for root in roots]
         left = self._left()
-        self.forward.paused = True
-        try:
+        with self.forward.undisturbed():
             yield
-        finally:
-            self.forward.paused = False
         self._happened(
             Event(
                 "backward",
@@ -266,17 +263,21 @@ class RecordedStep:
         self._keep_stage("buffers_after", lambda: buffer_arrays(self._model))
         self._keep_stage("outputs", lambda: self.forward.outputs)
         self._keep_stage("loss", lambda: _numbered(self._losses))
-        stages = {"activations": self.forward.activations, "masks": self.forward.masks}
-        for stage, calls in stages.items():
-            self._stages[stage] = _numbered(array for _, array in calls)
+        calls = {
+            "activations": self.forward.activations,
+            "masks": self.forward.masks,
+            "draws": self.forward.draws,
+        }
+        for stage, found in calls.items():
+            self._stages[stage] = _numbered(array for _, array in found)
+        where = {stage: tuple(w for w, _ in found) for stage, found in calls.items()}
         record = StepRecord(
             number=self._number,
             events=tuple(self._events),
             hyperparameters=self._hyperparameters,
-            activations=tuple(call for call, _ in self.forward.activations),
-            masks=tuple(call for call, _ in self.forward.masks),
-            unexplained_draws=tuple(self.forward.draws),
+            unexplained_draws=tuple(self.forward.unexplained),
             warnings=tuple(self._mistakes.found[self._seen_before :]),
+            **where,
         )
         return record, self._stages
 

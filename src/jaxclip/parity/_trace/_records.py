@@ -4,6 +4,9 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any
 
+OUTSIDE = "(outside the model)"
+"""What stands for the path of a module where the loop itself drew random numbers."""
+
 STAGES = (
     "batch",
     "params",
@@ -11,6 +14,7 @@ STAGES = (
     "opt_state",
     "activations",
     "masks",
+    "draws",
     "outputs",
     "loss",
     "grads",
@@ -125,14 +129,15 @@ class LoopWarning:
 
 @dataclass(frozen=True)
 class Call:
-    """Where an array of activations or masks comes from.
+    """Where an array of activations, masks or draws comes from.
 
     Attributes:
         module: The path of the module.
-        type: Its class.
+        type: Its class; of what the module drew by a function, that function.
         call: How many times the module had been called in the step before this.
         output: Where in its output the array lies: "" if the output is the array,
-            ``"1.0"`` if it is ``output[1][0]``.
+            ``"1.0"`` if it is ``output[1][0]``. Of what it drew by functions, the
+            number of the draw in the call.
     """
 
     module: str
@@ -152,8 +157,9 @@ class StepRecord:
         activations: Where each of the activations comes from, in the order in which
             the modules returned.
         masks: The same for the masks of dropout.
-        unexplained_draws: Paths of modules that drew random numbers that no mask
-            explains; ``"(outside the model)"`` if something else did.
+        draws: The same for the other random numbers.
+        unexplained_draws: Paths of modules that drew random numbers that are in
+            neither; ``"(outside the model)"`` if something else did.
         warnings: The mistakes of the loop that the step showed.
     """
 
@@ -162,6 +168,7 @@ class StepRecord:
     hyperparameters: tuple[Mapping[str, Any], ...]
     activations: tuple[Call, ...]
     masks: tuple[Call, ...]
+    draws: tuple[Call, ...]
     unexplained_draws: tuple[str, ...]
     warnings: tuple[LoopWarning, ...]
 

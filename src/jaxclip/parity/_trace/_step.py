@@ -117,7 +117,10 @@ class Step:
             ``weight_decay`` and the others, under torch's names.
         activations: What each module but the model itself returned, in the order in
             which they returned.
-        masks: What each dropout multiplied its input by: 0 or ``1 / (1 - p)``.
+        masks: What each dropout multiplied its input by: 0 or ``1 / (1 - p)``. Of a
+            dropout that is a function, and of whatever else draws zeros and ones, what
+            was drawn.
+        draws: The other random numbers that were drawn, in order.
         outputs: What the model returned, for each time that it was called; where in
             the output each array lies is its name, "" if the output is one array. A
             call of which digests are all that was kept is empty.
@@ -134,8 +137,8 @@ class Step:
             ``record(digest_above=)``; the stage itself lacks them, but for
             activations, which have each its own.
         events: What the loop did, in order.
-        unexplained_draws: Modules that drew random numbers that ``masks`` does not
-            explain; the step cannot be computed anew if there are any.
+        unexplained_draws: Modules that drew random numbers that are in neither
+            ``masks`` nor ``draws``; the step cannot be computed anew if there are any.
         warnings: The mistakes of the loop that the step showed.
     """
 
@@ -160,6 +163,7 @@ class Step:
         self.opt_state = _nested(stages["opt_state"])
         self.activations = _joined("activations", record.activations, stages, digests)
         self.masks = _joined("masks", record.masks, stages, digests)
+        self.draws = _joined("draws", record.draws, stages, digests)
         self.outputs = _by_call(stages["outputs"], digests["outputs"])
         self.loss = (*StoredArrays(stages["loss"]).values(),)
         self.grads: Arrays = StoredArrays(stages["grads"])

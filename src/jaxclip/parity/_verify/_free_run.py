@@ -20,7 +20,7 @@ from jaxclip.parity._verify._compute._runs import Precision
 from jaxclip.parity._verify._judge._norms import true_norm
 from jaxclip.parity._verify._judge._rules import noise_of
 from jaxclip.parity._verify._judge._samples import Sample
-from jaxclip.parity._verify._port._replay import Masks
+from jaxclip.parity._verify._port._drawn import Drawn
 
 Array = np.ndarray[Any, Any]
 Arrays = Mapping[str, Array]
@@ -166,8 +166,8 @@ def _trained(
     while True:
         with precision.active():
             batch = bench.batch(step, precision)
-            masks = Masks.of(step.masks)
-            forward = bench.runs.forward(variables, batch, masks, precision)
+            drawn = Drawn.of(step)
+            forward = bench.runs.forward(variables, batch, drawn, precision)
             params, _ = bench.model.split(variables)
             grads, clip_state = bench.runs.clipped(forward.grads, clip_state, params)
             params, opt_state = bench.runs.optimized(grads, opt_state, params)

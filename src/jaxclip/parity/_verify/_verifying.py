@@ -17,6 +17,7 @@ from jaxclip.parity._verify._free_run import run_freely
 from jaxclip.parity._verify._judge._rules import Rule
 from jaxclip.parity._verify._kinks._explaining import explained
 from jaxclip.parity._verify._kinks._watching import Watched
+from jaxclip.parity._verify._port._drawn import place_of
 from jaxclip.parity._verify._port._models import read_model
 from jaxclip.parity._verify._port._port import Port
 from jaxclip.parity._verify._report._difference import Difference
@@ -213,10 +214,10 @@ def _notes(
         yield "The run did not come to its end; the recording has the steps before."
     if random:
         yield (
-            f"Random numbers were drawn in {', '.join(sorted(random))} that are not "
-            "recorded: the steps cannot be computed anew unless the port draws the "
-            "same. Record the run without them. (What nn.Dropout, 1d, 2d and 3d draw "
-            "as modules is recorded, and replayed.)"
+            f"Random numbers were drawn in {', '.join(map(place_of, sorted(random)))} "
+            "that are not recorded: the steps cannot be computed anew unless the port "
+            "draws the same. A kernel that draws as it computes does not show them, "
+            "and neither does the first step that draws after one that did not."
         )
     if is_coarse(computed):
         kept = any(is_coarse(array.dtype) for array in first.params.values())

@@ -29,8 +29,8 @@ from jaxclip.parity._verify._compute._recorded import (
 )
 from jaxclip.parity._verify._compute._runs import Precision, Runs, nested_batch
 from jaxclip.parity._verify._compute._sides import Called, S, Sides, Stepped
+from jaxclip.parity._verify._port._drawn import Drawn
 from jaxclip.parity._verify._port._models import Model
-from jaxclip.parity._verify._port._replay import Masks
 
 Array = np.ndarray[Any, Any]
 Arrays = Mapping[str, Array]
@@ -128,8 +128,8 @@ class Bench:
         with precision.active():
             variables = own.variables(step, cast)
             params, rest = self.model.split(variables)
-            batch, masks = self.batch(step, precision), Masks.of(step.masks)
-            found = self.runs.forward(variables, batch, masks, precision)
+            batch, drawn = self.batch(step, precision), Drawn.of(step)
+            found = self.runs.forward(variables, batch, drawn, precision)
             recorded = arrays_in(step, "grads", step.grads)
             order = [Place(a.module, a.call, a.output) for a in step.activations]
             activations, unseen = own.activations(found.calls, order)
@@ -142,7 +142,7 @@ class Bench:
                 grads=own.params(found.grads),
                 buffers=own.buffers(found.rest),
                 unrecorded=own.without(found.grads, recorded),
-                remarks=(*found.account.of(masks),),
+                remarks=(*found.account.of(drawn),),
             )
 
     def _outputs(self, returned: Any, calls: int) -> Arrays | None:

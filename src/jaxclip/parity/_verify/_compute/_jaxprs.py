@@ -32,8 +32,15 @@ _INLINED = {
 """Primitives that do nothing but what is in them, and the parameter that has it."""
 
 
+_DRAWING = {
+    *("random_bits", "threefry2x32", "rng_bit_generator", "random_gamma"),
+    *("random_seed", "random_fold_in", "random_split", "random_wrap", "random_unwrap"),
+}
+"""Primitives that draw random numbers, which nothing rounds."""
+
+
 class Value(NamedTuple):
-    """A value, and its number; a constant has none."""
+    """A value, and its number; what depends on constants and draws alone has none."""
 
     array: Any
     number: int | None = None
@@ -148,6 +155,8 @@ class Evaluation:
         else:
             self._look(eqn, values, where)
             outputs = bound(eqn, arrays, lift=self._lift)
+        if name in _DRAWING or all(value.number is None for value in values):
+            return [Value(output) for output in outputs]
         made = [self._made(output, position) for output in outputs]
         if name in ("max", "min", "clamp"):
             self._pass_on(eqn, values, made)

@@ -16,11 +16,11 @@ from jaxclip.parity._arrays import is_float
 from jaxclip.parity._verify._compute._jaxprs import Evaluation
 from jaxclip.parity._verify._compute._precision import Traced
 from jaxclip.parity._verify._compute._products import full_products
-from jaxclip.parity._verify._port._draws import drawn_in_float32
+from jaxclip.parity._verify._port._drawn import Account, Drawn
 from jaxclip.parity._verify._port._dropouts import Dropouts
+from jaxclip.parity._verify._port._float32_draws import drawn_in_float32
 from jaxclip.parity._verify._port._models import Model
 from jaxclip.parity._verify._port._port import Port
-from jaxclip.parity._verify._port._replay import Account, Masks
 
 Array = np.ndarray[Any, Any]
 
@@ -99,7 +99,7 @@ class Forward(NamedTuple):
         grads: The gradients, in a tree like the parameters.
         rest: What is no parameter, as it was left.
         calls: What the modules returned.
-        account: What became of the masks of dropout.
+        account: What became of what torch drew.
     """
 
     loss: Any
@@ -147,7 +147,7 @@ class Runs:
         self,
         variables: Any,
         batch: Mapping[str, Any],
-        masks: Masks,
+        drawn: Drawn,
         precision: Precision,
     ) -> Forward:
         """Call the loss function, and differentiate it.
@@ -156,7 +156,7 @@ class Runs:
             TypeError: If the loss is none.
         """
         params, rest = self._model.split(variables)
-        given = params, rest, dict(batch), masks
+        given = params, rest, dict(batch), drawn
         found: Forward = self._forward(*given, wide=precision.wide)
         return found
 
@@ -174,7 +174,7 @@ class Runs:
         """Trace the loss function with its gradient.
 
         Args:
-            *given: Parameters, what is no parameter, the batch, and the masks.
+            *given: Parameters, what is no parameter, the batch, and what was drawn.
             wide: Whether the model is to compute in float64.
         """
         return Traced(partial(self._loss_and_grads, wide=wide), *given)
@@ -191,14 +191,14 @@ class Runs:
         return found
 
     def _loss_and_grads(
-        self, params: Any, rest: Any, batch: Any, masks: Masks, *, wide: bool | None
+        self, params: Any, rest: Any, batch: Any, drawn: Drawn, *, wide: bool | None
     ) -> Forward:
         def loss(params: Any) -> Any:
             alike = self._float32_draws and wide
             with drawn_in_float32() if alike else contextlib.nullcontext():
                 called = self._model.call(
                     *(self._port.loss_fn, params, rest, batch),
-                    replay=self._dropouts.replay(masks),
+                    replay=self._dropouts.replay(drawn),
                     wide=wide,
                 )
             value, outputs = _parts(called.value)

@@ -16,7 +16,7 @@ from jaxclip.parity._verify._judge._flattened import flattened_otherwise
 from jaxclip.parity._verify._judge._judging import refused
 from jaxclip.parity._verify._judge._running_variance import is_biased
 from jaxclip.parity._verify._judge._summed import grain_of_sum
-from jaxclip.parity._verify._port._replay import Remark
+from jaxclip.parity._verify._port._drawn import Remark, place_of
 from jaxclip.parity._verify._report._results import (
     NotCompared,
     StageResult,
@@ -31,6 +31,10 @@ _BIASED = (
 )
 
 _NO_OUTPUT = "loss_fn returns no such output"
+
+
+def _is_within(module: str, outer: str) -> bool:
+    return outer in ("", module) or module.startswith(f"{outer}.")
 
 
 def _activation(side: Called, place: Place) -> Array:
@@ -83,6 +87,7 @@ class CallStages(Assembly):
             if not result.passed:
                 port = self.wide.activations[place]
                 hint = flattened_otherwise(self.step, activation, port)
+                hint = hint or self._drawn_within(remarks, activation.module)
                 result = replace(result, hint=hint or result.hint)
             tensors.append(result)
         if not self.step.activations:
@@ -99,6 +104,16 @@ class CallStages(Assembly):
             [remark.text for remark in remarks],
         )
 
+    def _drawn_within(self, remarks: list[Remark], module: str) -> str:
+        """Say what the two drew each for itself, in a module or around it."""
+        for remark in remarks:
+            if _is_within(module, remark.module):
+                return remark.text
+        for path in self.step.unexplained_draws:
+            if _is_within(module, path):
+                return f"torch drew numbers in {place_of(path)} that are not recorded"
+        return ""
+
     def _drawn_otherwise(
         self, remarks: list[Remark], module: str | None = None
     ) -> Iterator[TensorResult]:
@@ -106,10 +121,10 @@ class CallStages(Assembly):
         for remark in [*remarks]:
             if remark.wrong and module in (None, remark.module):
                 remarks.remove(remark)
-                where = remark.module
+                name = f"mask of {remark.module or 'the model'}"
                 yield refused(
-                    *(self.step.number, "activations", f"mask of {where}", remark.text),
-                    module=where,
+                    *(self.step.number, "activations", name, remark.text),
+                    module=remark.module,
                 )
 
     def _output(self) -> StageResult:

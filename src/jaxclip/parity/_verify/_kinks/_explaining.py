@@ -31,7 +31,7 @@ from jaxclip.parity._verify._kinks._kinks import (
     near,
 )
 from jaxclip.parity._verify._kinks._watching import Move, Site, Watched
-from jaxclip.parity._verify._port._replay import Masks
+from jaxclip.parity._verify._port._drawn import Drawn
 from jaxclip.parity._verify._report._results import StageResult, TensorResult
 
 FORWARD = ("activations", "output", "loss", "gradients", "buffers after")
@@ -157,8 +157,8 @@ class _Search:
             own = self._bench.alignment
             variables = own.variables(self._step, precision.cast)
             batch = self._bench.batch(self._step, precision)
-            masks = Masks.of(self._step.masks)
-            return self._watched.sites(variables, batch, masks, precision)
+            drawn = Drawn.of(self._step)
+            return self._watched.sites(variables, batch, drawn, precision)
 
     def result(self, part: Part, unrecorded: Unrecorded) -> tuple[Part, Unrecorded]:
         """Return the comparison with torch's side of every kink, if they explain it.

@@ -12,7 +12,7 @@ import numpy as np
 from jaxclip.parity._verify._compute._deciding import Decision
 from jaxclip.parity._verify._compute._jaxprs import Evaluation, Seen
 from jaxclip.parity._verify._compute._runs import Forward, Precision, Runs
-from jaxclip.parity._verify._port._replay import Masks
+from jaxclip.parity._verify._port._drawn import Drawn
 
 Array = np.ndarray[Any, Any]
 
@@ -79,13 +79,13 @@ class Watched(Runs):
         self,
         variables: Any,
         batch: Mapping[str, Any],
-        masks: Masks,
+        drawn: Drawn,
         precision: Precision,
     ) -> list[Site]:
         """Return the decisions that a run makes."""
         params, rest = self._model.split(variables)
         wide = bool(precision.wide)
-        values = self._values(params, rest, dict(batch), masks, wide=wide)
+        values = self._values(params, rest, dict(batch), drawn, wide=wide)
         return [
             Site(
                 *(seen.decision, seen.where, seen.number),
@@ -110,7 +110,7 @@ class Watched(Runs):
         self,
         variables: Any,
         batch: Mapping[str, Any],
-        masks: Masks,
+        drawn: Drawn,
         precision: Precision,
     ) -> Forward:
         """Call the loss function, and differentiate it, with elements moved."""
@@ -125,7 +125,7 @@ class Watched(Runs):
             where += [move.index for move in self._moves.get(site, ())]
             by += [move.by for move in self._moves.get(site, ())]
         filled = {number: _filled(*moves) for number, moves in placed.items()}
-        given = params, rest, dict(batch), masks
+        given = params, rest, dict(batch), drawn
         found: Forward = self._moved(filled, *given, wide=wide)
         return found
 

@@ -1,7 +1,8 @@
 """Which dropout of the port is which of torch's.
 
 A dropout holds no weights, so that no map of weights names it: its place follows from
-the module around it.
+the module around it. Where torch's is a function, it belongs to the module that calls
+it, and in the port to the same module, or is a module inside of that.
 """
 
 from collections.abc import Iterator, Mapping
@@ -9,10 +10,11 @@ from collections.abc import Iterator, Mapping
 from jaxclip.convert import ConversionError, ModulePair, WeightMap
 from jaxclip.convert._modules import joined
 from jaxclip.convert._rules.layouts import SAME, Layout
-from jaxclip.parity._trace._records import ModuleRecord, Run
+from jaxclip.parity._trace._records import Run
 from jaxclip.parity._verify._port._capture import Calls
+from jaxclip.parity._verify._port._drawn import Drawn
 from jaxclip.parity._verify._port._models import Model
-from jaxclip.parity._verify._port._replay import Masks, Replay
+from jaxclip.parity._verify._port._replay import Replay
 
 _TORCH = "torch.nn.modules."
 
@@ -41,7 +43,10 @@ class Dropouts:
         said: The paths of the port's by those of torch's, where the user says it.
 
     Attributes:
-        layouts: How the input of each of torch's lies in the port.
+        layouts: How the input of each of torch's lies in the port, and what other
+            modules return.
+        owners: The paths of torch's modules by those of the port's, where one is the
+            other.
 
     Raises:
         ConversionError: If the user speaks of a dropout that is not there.
@@ -53,9 +58,16 @@ class Dropouts:
         """Find a place for each."""
         types = {module.path: module.type for module in run.modules}
         drops = [module for module in run.modules if module.type in _LAYOUTS]
-        _check(said, drops, model)
+        _check(said, types, model)
         known = {pair.torch: pair for pair in weights.modules}
-        self.layouts: dict[str, Layout] = {}
+        self.owners = {pair.flax: pair.torch for pair in weights.modules}
+        self.layouts: dict[str, Layout] = {
+            pair.torch: pair.layout for pair in weights.modules if pair.layout
+        }
+        self._replays = True
+        # Where the user says that torch's is a function that a module calls.
+        by_functions = {*said} - {drop.path for drop in drops}
+        self._of_functions = {path: said[path] for path in said if path in by_functions}
         self._places: dict[str, dict[str, int]] = {}
         for drop in drops:
             layout = _LAYOUTS[drop.type]
@@ -72,9 +84,10 @@ class Dropouts:
 
     @classmethod
     def none(cls) -> "Dropouts":
-        """Return those of a recording that has no masks to replay."""
+        """Return those of a recording of JAX, whose keys draw the same again."""
         found = cls.__new__(cls)
-        found.layouts, found._places = {}, {}
+        found.layouts, found.owners, found._places = {}, {}, {}
+        found._of_functions, found._replays = {}, False
         return found
 
     @property
@@ -84,6 +97,8 @@ class Dropouts:
         for torch, places in self._places.items():
             for place, rank in places.items():
                 ranked.setdefault(place, {})[torch] = rank
+        for torch, place in self._of_functions.items():
+            ranked.setdefault(place, {})[torch] = 0
         return {
             place: tuple(
                 torch for torch in found if found[torch] == min(found.values())
@@ -91,9 +106,10 @@ class Dropouts:
             for place, found in ranked.items()
         }
 
-    def replay(self, masks: Masks) -> Replay:
-        """Return what gives out some masks."""
-        return Replay(masks, self.origins, self.layouts)
+    def replay(self, drawn: Drawn) -> Replay:
+        """Return what gives out what was drawn."""
+        known = self.origins, self.owners, self.layouts
+        return Replay(drawn, *known, replays=self._replays)
 
     def pairs(self, calls: Calls) -> Iterator[ModulePair]:
         """Yield the dropouts that the port calls, in pairs.
@@ -135,13 +151,15 @@ def _places(
         yield joined(known[owner].flax, "drop"), 3
 
 
-def _check(said: Mapping[str, str], drops: list[ModuleRecord], model: Model) -> None:
+def _check(said: Mapping[str, str], types: Mapping[str, str], model: Model) -> None:
     problems = []
     for torch, place in said.items():
-        if torch not in {drop.path for drop in drops}:
+        if torch not in types:
+            drops = [repr(path) for path, kind in types.items() if kind in _LAYOUTS]
             problems.append(
-                f"dropouts has {torch!r}, which is no dropout of the recorded model: "
-                f"those are {', '.join(repr(drop.path) for drop in drops) or 'none'}."
+                f"dropouts has {torch!r}, which is no module of the recorded model: "
+                f"its dropouts are {', '.join(drops) or 'none'}. (Where dropout is a "
+                "function, name the module that calls it.)"
             )
         if model.dropouts is not None and place not in model.dropouts:
             problems.append(

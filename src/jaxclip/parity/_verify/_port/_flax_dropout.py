@@ -19,7 +19,7 @@ def replayed_nnx(model: nnx.Module, replay: Replay) -> Iterator[None]:
     """Let the dropouts of an NNX model keep what is replayed."""
     method = nnx.Dropout.__call__
     # One that torch had off has no mask, and is to be named if it is on here.
-    if replay.masks.calls or replay.origins:
+    if replay.drawn.masks or replay.origins:
         for path, module in nnx.iter_graph(model):
             if isinstance(module, nnx.Dropout):
                 setattr(module, _PATH, ".".join(map(str, path)))

@@ -20,8 +20,9 @@ from jaxclip.parity._verify._port._capture import (
     linen_calls,
     noting,
 )
+from jaxclip.parity._verify._port._drawn import Account
 from jaxclip.parity._verify._port._flax_dropout import replayed_linen, replayed_nnx
-from jaxclip.parity._verify._port._replay import Account, Replay
+from jaxclip.parity._verify._port._replay import Replay
 
 LossFn = Callable[[Any, dict[str, Any]], Any]
 
@@ -33,7 +34,7 @@ class Called(NamedTuple):
         value: What it returned.
         rest: The variables that are no parameters, as they are afterwards.
         calls: What the modules returned.
-        account: What became of the masks of dropout.
+        account: What became of what torch drew.
     """
 
     value: Any

@@ -1,156 +1,125 @@
-"""What torch's dropouts kept, given to the port's in place of what it draws.
+"""What torch drew at random, given to the port in place of what it draws.
 
-Which elements were kept is all that a recorded mask says to the port. What becomes of
-them, the scale by ``1 / (1 - p)`` first of all, is the port's own, and is compared.
+Which elements were kept is all that a recorded mask of a dropout says to the port. What
+becomes of them, the scale by ``1 / (1 - p)`` first of all, is the port's own, and is
+compared. Other numbers are given as they were drawn.
 """
 
 import contextlib
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+import math
+from collections.abc import Iterator, Mapping, Sequence
 from contextvars import ContextVar
 from dataclasses import dataclass, field
-from functools import partial
 from typing import Any
 
-import jax
 import jax.numpy as jnp
-import numpy as np
 
 from jaxclip.convert._rules import layouts
 from jaxclip.convert._rules.layouts import SAME, Layout
 from jaxclip.parity._trace._records import Call
-from jaxclip.parity._trace._step import Activation
+from jaxclip.parity._verify._port._drawn import (
+    Account,
+    Drawn,
+    Remark,
+    is_of_function,
+    place_of,
+    said,
+    times,
+)
 
-
-@partial(jax.tree_util.register_dataclass, data_fields=["kept"], meta_fields=["calls"])
-@dataclass(frozen=True)
-class Masks:
-    """The recorded masks of a step, in the order in which torch drew them.
-
-    Attributes:
-        kept: For each whether an element was kept, in torch's layout; of length 1
-            along the axes along which torch drew one number for all.
-        calls: Where each comes from.
-    """
-
-    kept: tuple[Any, ...] = ()
-    calls: tuple[Call, ...] = ()
-
-    @classmethod
-    def of(cls, recorded: Iterable[Activation]) -> "Masks":
-        """Read the masks of a step."""
-        found = [
-            (_drawn(mask.array != 0, mask.type), _where(mask)) for mask in recorded
-        ]
-        return cls(tuple(kept for kept, _ in found), tuple(call for _, call in found))
-
-
-def _where(mask: Activation) -> Call:
-    return Call(mask.module, mask.type, mask.call, mask.output)
-
-
-def _drawn(kept: np.ndarray[Any, Any], kind: str) -> np.ndarray[Any, Any]:
-    """Keep one element of those that torch drew one number for.
-
-    Example:
-        >>> _drawn(np.ones((2, 3, 4, 4), bool), "torch.nn.Dropout2d").shape
-        (2, 3, 1, 1)
-    """
-    name = kind.rpartition(".")[2]
-    if name == "Dropout":
-        return kept
-    own = 1 if name == "Dropout1d" and kept.ndim == 2 else 2
-    return kept[(slice(None),) * own + (slice(1),) * (kept.ndim - own)]
-
-
-@dataclass(frozen=True)
-class Remark:
-    """Something to say of a mask.
-
-    Attributes:
-        module: The torch module of the mask; "" if it is not known.
-        text: What there is to say.
-        wrong: Whether the port draws otherwise than torch, which the values do not
-            show where the mask is torch's.
-    """
-
-    module: str
-    text: str
-    wrong: bool = False
-
-
-@jax.tree_util.register_static
-@dataclass(frozen=True)
-class Account:
-    """What became of the masks of a step: known when the port was traced.
-
-    Attributes:
-        remarks: What there is to say of those that were asked for.
-        unused: Which of the masks were not.
-    """
-
-    remarks: tuple[Remark, ...] = ()
-    unused: tuple[int, ...] = ()
-
-    def of(self, masks: Masks) -> Iterator[Remark]:
-        """Yield all that there is to say, once the masks are known."""
-        yield from self.remarks
-        left: dict[str, list[Any]] = {}
-        for index in self.unused:
-            left.setdefault(masks.calls[index].module, []).append(masks.kept[index])
-        for module, kept in left.items():
-            dropped = sum(int(np.count_nonzero(~np.asarray(each))) for each in kept)
-            if dropped:
-                yield Remark(
-                    module,
-                    f"torch drew what {module!r} keeps {_times(len(kept))} more than "
-                    "the port asked for it: the port's dropout is off there, or draws "
-                    "by itself (see dropouts= of Port, and replayed_mask)",
-                )
-
-
-def _times(count: int) -> str:
-    return "once" if count == 1 else f"{count} times"
+ACTIVE: ContextVar["Replay | None"] = ContextVar("replay", default=None)
+"""What the handles of a port find, while it is verified."""
 
 
 @dataclass
 class Replay:
-    """Gives masks out, each once, while the port is traced.
+    """Gives out what torch drew, each once, while the port is traced.
 
     Attributes:
-        masks: The masks.
+        drawn: What it drew.
         origins: By the path of a dropout of Flax's those of torch's.
-        layouts: How the input of each dropout of torch's lies in Flax.
+        owners: By the path of a module of Flax's that of torch's.
+        layouts: How the input of each dropout of torch's lies in Flax, and what other
+            modules return.
+        replays: Whether there is anything to give out; if not, the port draws all of
+            it, and nothing is said of that.
     """
 
-    masks: Masks = field(default_factory=Masks)
+    drawn: Drawn = field(default_factory=Drawn)
     origins: Mapping[str, Sequence[str]] = field(default_factory=dict)
+    owners: Mapping[str, str] = field(default_factory=dict)
     layouts: Mapping[str, Layout] = field(default_factory=dict)
+    replays: bool = True
     _used: set[int] = field(default_factory=set, init=False)
+    _used_draws: set[int] = field(default_factory=set, init=False)
     _remarks: dict[Remark, None] = field(default_factory=dict, init=False)
 
     @contextlib.contextmanager
     def active(self) -> Iterator[None]:
-        """Let `replayed_mask` find this."""
-        token = _ACTIVE.set(self)
+        """Let `replayed_mask` and `replayed_draw` find this."""
+        token = ACTIVE.set(self if self.replays else None)
         try:
             yield
         finally:
-            _ACTIVE.reset(token)
+            ACTIVE.reset(token)
 
     @property
     def account(self) -> Account:
-        """What became of the masks."""
-        everything = range(len(self.masks.calls))
-        unused = tuple(index for index in everything if index not in self._used)
-        return Account((*self._remarks,), unused)
+        """What became of what was drawn."""
+        masks, draws = range(len(self.drawn.masks)), range(len(self.drawn.draws))
+        return Account(
+            (*self._remarks,),
+            tuple(index for index in masks if index not in self._used),
+            tuple(index for index in draws if index not in self._used_draws),
+        )
 
     def of_flax(self, path: str, shape: tuple[int, ...]) -> Any:
         """Return what the next call of a dropout of Flax's is to keep, or None."""
-        return self._next(self.origins.get(path, (path,)), shape, None, repr(path))
+        if not self.replays:
+            return None
+        modules = self.origins.get(path, (path,))
+        owner = path.rpartition(".")[0]
+        around = self.owners.get(owner, owner)
+        drew = {call.module for call in self.drawn.masks}
+        if drew.isdisjoint(modules) and around in drew:
+            # In torch it is a function that the module around it calls.
+            modules = (around,)
+        return self._next(modules, shape, None, repr(path))
 
     def of_torch(self, path: str, shape: tuple[int, ...], layout: Layout) -> Any:
         """Return what the next call of a dropout of torch's kept, or None."""
         return self._next((path,), shape, layout, f"replayed_mask({path!r})")
+
+    def draw_of(self, module: str, shape: tuple[int, ...], layout: Layout) -> Any:
+        """Return the next numbers that a module of torch's drew, or None."""
+        asker = f"replayed_draw({said(module)})"
+        draws = self.drawn.draws
+        own = [n for n, call in enumerate(draws) if call.module == module]
+        free = [index for index in own if index not in self._used_draws]
+        if not free:
+            self._say(
+                module,
+                f"{asker} is a draw of the port's own: torch drew numbers "
+                f"{times(len(own)) if own else 'never'} in {place_of(module)}, as far "
+                "as is recorded, and the port asks again",
+            )
+            return None
+        self._used_draws.add(free[0])
+        what = f"what {draws[free[0]].type} drew in {place_of(module)}"
+        try:
+            numbers = layouts.to_flax(self.drawn.numbers[free[0]], layout)
+        except ValueError as error:
+            self._say(module, f"{asker}: {what} {error}")
+            return None
+        if numbers.shape == shape:
+            return numbers
+        self._say(
+            module,
+            f"{asker} draws numbers of shape {shape}, and {what} has shape "
+            f"{numbers.shape}, so that the port keeps its own: ask in torch's order, "
+            "and say in layout= how the numbers lie, if that is the reason",
+        )
+        return None
 
     def _next(
         self,
@@ -159,11 +128,11 @@ class Replay:
         layout: Layout | None,
         asker: str,
     ) -> Any:
-        own = [n for n, call in enumerate(self.masks.calls) if call.module in modules]
+        own = [n for n, call in enumerate(self.drawn.masks) if call.module in modules]
         free = [index for index in own if index not in self._used]
         if not free:
-            said = _times(len(own)) if own else "never"
-            names = ", ".join(map(repr, modules))
+            said = times(len(own)) if own else "never"
+            names = ", ".join(map(place_of, modules))
             self._say(
                 modules[0] if own else "",
                 f"{asker} drops numbers by a draw of its own: torch drew {said} what "
@@ -171,20 +140,23 @@ class Replay:
             )
             return None
         self._used.add(free[0])
-        call, kept = self.masks.calls[free[0]], self.masks.kept[free[0]]
+        call, kept = self.drawn.masks[free[0]], self.drawn.kept[free[0]]
         if layout is None:
-            layout = self.layouts.get(call.module, SAME)
+            layout = self._layout(call, kept, shape)
         try:
             kept = layouts.to_flax(kept, layout)
         except ValueError as error:
             self._say(call.module, f"the mask of {call.module!r} {error}", wrong=True)
             return None
+        if _is_merged(kept.shape, shape):
+            kept = kept.reshape(shape)
         if kept.shape == shape:
             return kept
+        place = place_of(call.module)
         self._say(
             call.module,
-            f"{asker} draws numbers of shape {shape}, and torch's {call.module!r} of "
-            f"shape {kept.shape} in that layout: "
+            f"{asker} draws numbers of shape {shape}, and torch's {place} of shape "
+            f"{kept.shape} in that layout: "
             + _advice(kept.shape, shape, call.type.rpartition(".")[2]),
             wrong=True,
         )
@@ -193,8 +165,39 @@ class Replay:
         )
         return jnp.broadcast_to(kept, shape) if fits else None
 
+    def _layout(self, call: Call, kept: Any, shape: tuple[int, ...]) -> Layout:
+        """Say how a mask lies in the port, where nothing says it of this mask."""
+        own = layouts.first(self.layouts.get(call.module, SAME))
+        if not is_of_function(call):
+            return own
+        # What the module around it returns need not lie as this does.
+        likely: tuple[Layout, ...] = (own, SAME, "channels_last")
+        return next((each for each in likely if _fits(kept, each, shape)), own)
+
     def _say(self, module: str, text: str, *, wrong: bool = False) -> None:
         self._remarks[Remark(module, text, wrong)] = None
+
+
+def _fits(kept: Any, layout: Layout, shape: tuple[int, ...]) -> bool:
+    try:
+        found = layouts.to_flax(kept, layout).shape
+    except ValueError:
+        return False
+    return found == shape or _is_merged(found, shape)
+
+
+def _is_merged(torch: tuple[int, ...], port: tuple[int, ...]) -> bool:
+    """Say whether torch has the port's first axes in one, as its attention has heads.
+
+    Example:
+        >>> _is_merged((6, 5, 5), (3, 2, 5, 5)), _is_merged((6, 5), (5, 6))
+        (True, False)
+    """
+    return (
+        len(torch) == len(port) - 1
+        and torch[1:] == port[2:]
+        and torch[0] == math.prod(port[:2])
+    )
 
 
 def _advice(torch: tuple[int, ...], port: tuple[int, ...], kind: str) -> str:
@@ -203,58 +206,3 @@ def _advice(torch: tuple[int, ...], port: tuple[int, ...], kind: str) -> str:
         dims = tuple(n for n, (one, other) in enumerate(both) if one != other)
         return f"{kind} draws one number for a whole channel (broadcast_dims={dims})"
     return "say in layouts= of Port how its input lies, if that is the reason"
-
-
-_ACTIVE: ContextVar[Replay | None] = ContextVar("replay", default=None)
-
-
-def replayed_mask(module: str, keep: Any, *, layout: Layout = SAME) -> Any:
-    """Return what a dropout is to keep: while it is verified, what torch's kept.
-
-    For dropout that is written by hand. `verify` and `compare` let it keep what the
-    dropout of the recorded run did, call by call; everywhere else ``keep`` comes back
-    as it is, and costs nothing. Flax's own ``Dropout`` needs no such line.
-
-    Args:
-        module: The path of the torch module.
-        keep: What the port drew: booleans, of the shape of what is dropped, or of
-            length 1 along the axes along which a draw is for all, as torch's
-            ``Dropout2d`` has it.
-        layout: How ``keep`` lies, if not as in torch: ``"channels_last"`` or another
-            of the words that ``WeightMap.with_layouts`` takes.
-
-    Returns:
-        Booleans of the shape of ``keep``.
-
-    Raises:
-        TypeError: If ``keep`` is not boolean. The scale by which a dropout makes up for
-            what it drops is the port's own, so that it is compared.
-
-    Example:
-        >>> import jax
-        >>> import jax.numpy as jnp
-        >>> from jaxclip.parity import replayed_mask
-        >>> def dropout(x, rate, key):
-        ...     keep = jax.random.bernoulli(key, 1 - rate, x.shape)
-        ...     keep = replayed_mask("drop", keep)
-        ...     return jnp.where(keep, x / (1 - rate), 0)
-        >>> dropout(jnp.ones(3), 0.5, jax.random.key(0)).shape
-        (3,)
-    """
-    dtype = jnp.result_type(keep)
-    if dtype != np.bool_:
-        raise TypeError(
-            f"replayed_mask({module!r}, keep): keep is {dtype}; it must be boolean, "
-            "which elements are kept. Scale what is kept afterwards: "
-            "jnp.where(keep, x / (1 - rate), 0)."
-        )
-    replay = _ACTIVE.get()
-    if replay is None:
-        return keep
-    layout = layouts.checked(layout, "layout")
-    kept = replay.of_torch(module, jnp.shape(keep), layout)
-    return keep if kept is None else kept
-
-
-# Where users import it from, which is what they should see.
-replayed_mask.__module__ = "jaxclip.parity"

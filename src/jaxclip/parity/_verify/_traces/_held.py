@@ -22,7 +22,7 @@ def held(step: Step, stage: str) -> Held:
     value = getattr(step, stage)
     found: dict[str, Any] = {}
     match stage:
-        case "activations" | "masks":
+        case "activations" | "masks" | "draws":
             return {
                 str(Place(a.module, a.call, a.output)): (
                     a.array if a.digest is None else a.digest

@@ -9,7 +9,7 @@ import numpy as np
 
 from jaxclip.parity._arrays import is_float
 from jaxclip.parity._trace._digest import Digest
-from jaxclip.parity._trace._records import Run
+from jaxclip.parity._trace._records import OUTSIDE, Run
 from jaxclip.parity._trace._step import Step
 from jaxclip.parity._verify._alignment._alignment import output_name
 from jaxclip.parity._verify._judge._judging import refused
@@ -30,6 +30,11 @@ from jaxclip.parity._verify._traces._trace_rules import TraceRule
 Array = np.ndarray[Any, Any]
 _BITS = TraceRule(False, Rule(equal_nan=True))
 """What is given to both is the same, NaN or not."""
+
+_DRAWN = {"masks": "mask", "draws": "draw"}
+"""Parts of a recording that hold what was drawn, and what to call it."""
+
+_BY_LOOPS = "the two loops drew other numbers, which may be nothing to the step"
 
 _DIGESTED = "recorded as a digest (digest_above=)"
 
@@ -85,10 +90,15 @@ class Trajectories:
         return StageResult(number, stage, (*tensors,), (*left,), (*notes,))
 
     def _batch(self) -> StageResult:
-        """Compare what both were given, and what dropouts drew."""
+        """Compare what both were given, and what both drew."""
         tensors, left = self._held(BATCH, "batch", drifted=False)
-        masks, _ = self._held(BATCH, "masks", drifted=False)
-        return self._stage(BATCH, [*tensors, *masks], left)
+        for part in _DRAWN:
+            for found in self._held(BATCH, part, drifted=False)[0]:
+                if found.passed or OUTSIDE not in found.name:
+                    tensors.append(found)
+                else:
+                    left.append(NotCompared(found.name, _BY_LOOPS))
+        return self._stage(BATCH, tensors, left)
 
     def _weights(self) -> StageResult:
         """Compare what both begin with."""
@@ -210,8 +220,9 @@ class Trajectories:
 
     def _shown(self, stage: str, name: str, part: str = "") -> str:
         """Return what to call a tensor."""
-        if part == "masks":
-            return f"mask of {name}"
+        if part in _DRAWN:
+            module, comma, rest = name.partition(",")
+            return f"{_DRAWN[part]} of {module or 'the model'}{comma}{rest}"
         if stage == "output":
             call, _, place = name.partition("/")
             return output_name(int(call), place)
