@@ -36,6 +36,10 @@ def make_linear():
     return nnx.Linear(12, 1, use_bias=False, rngs=nnx.Rngs(0))
 
 
+def make_params():
+    return {"w": jnp.zeros((3, 2))}
+
+
 def broken():
     raise RuntimeError("no such thing")
 
@@ -207,6 +211,15 @@ def test_convert_is_told_what_is_flattened(here, capsys):
     assert kernel.tolist() == channels_last.tolist()
 
 
+def test_convert_is_told_how_axes_lie(here, capsys):
+    weight = torch.arange(6.0).reshape(2, 3)
+    safetensors.torch.save_file({"w": weight}, "w.safetensors")
+    arguments = ["w.safetensors", "my_models:make_params", "-o", "o.safetensors"]
+    assert run("convert", *arguments, "--axes", "w*=1,0") == 0
+    written = safetensors.numpy.load_file("o.safetensors")["w"]
+    assert written.tolist() == weight.T.tolist()
+
+
 def test_convert_writes_the_mapping_beside_it(checkpoint, capsys):
     renamed = {f"net.h.{name}": tensor for name, tensor in state_dict().items()}
     safetensors.torch.save_file(renamed | {"extra": torch.ones(1)}, "r.safetensors")
@@ -251,6 +264,11 @@ def nested(flat):
             ["my_models:make_model", "--flatten", "2,3"],
             "--flatten 2,3 is not",
         ),
+        (
+            ["my_models:make_model", "--axes", "w"],
+            "--axes w is not of the form NAME=1,0",
+        ),
+        (["my_models:make_model", "--axes", "x=1,1"], "axes is {'x': (1, 1)}; it must"),
         (["my_models:make_model", "--dtype", "f99"], "dtype='f99' is no dtype."),
         (["my_models:make_model", "--dtype", "int8"], "dtype=int8 is no float"),
         (
@@ -316,7 +334,7 @@ def test_help_names_the_options(capsys, command):
         "inspect": "FILE --key --json",
         "convert": (
             "CHECKPOINT MODULE:NAME --out --mapping --rename --ignore --flatten "
-            "--stacked --key --dtype --finite"
+            "--axes --stacked --key --dtype --finite"
         ),
     }
     wanted = [*options[command].split(), "exit status"]

@@ -245,7 +245,7 @@ def test_a_dtype_that_torch_lacks_is_refused():
     [
         (nn.Dense(2), "a Linen module without its variables"),
         (torch.nn.Linear(2, 2), r"a torch\.nn\.modules\.linear\.Linear"),
-        ({"params": {}}, r"a builtins\.dict"),
+        ({"params": {}}, "what a Linen module holds, without the module"),
         ((nn.Dense(2), None), r"a builtins\.tuple"),
         ([nn.Dense(2), {}], r"a builtins\.list"),
     ],

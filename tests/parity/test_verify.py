@@ -161,6 +161,35 @@ def test_bare_parameters_lie_as_a_mapping_says(linear):
     verify(linear, own).raise_if_different()
 
 
+def test_bare_parameters_lie_as_axes_say(linear):
+    def loss_fn(params, batch):
+        outputs = batch["x"] @ params["w"] + params["b"]
+        return jnp.mean((outputs - batch["y"]) ** 2), outputs
+
+    params = {"w": jnp.zeros((3, 2)), "b": jnp.zeros(2)}
+    given = {"loss_fn": loss_fn, "rename": {"weight": "w", "bias": "b"}}
+    own = linear_port(model=params, axes={"w": (1, 0)}, **given)
+    report = verify(linear, own)
+    report.raise_if_different()
+    with pytest.raises(convert.ConversionError, match=r"axes=\{'w': \(1, 0\)\}"):
+        verify(linear, linear_port(model=params, **given))
+
+
+def test_a_nested_dict_has_no_modules(tmp_path):
+    path = recorded(tmp_path / "run.trace", BY_NAME["my_net"], steps=1)
+    (step,) = open_trace(path)
+    params = {name: jnp.zeros(array.shape) for name, array in step.params.items()}
+
+    def loss_fn(params, batch):
+        return sum(jnp.sum(array) for array in params.values())
+
+    report = verify(path, port_of(BY_NAME["my_net"], model=params, loss_fn=loss_fn))
+    left = report.of_stage("activations")[0].not_compared
+    assert {why.reason for why in left} == {
+        "the port is a nested dict, which has no modules"
+    }
+
+
 def test_the_whole_chain_may_be_the_optimizer(tmp_path):
     path = recording(tmp_path / "run.trace", "tokens", "sgd")
     apart = port("tokens", "sgd")

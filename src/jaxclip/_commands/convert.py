@@ -67,6 +67,14 @@ def add(commands: "argparse._SubParsersAction[argparse.ArgumentParser]") -> None
         "may be repeated",
     )
     option(
+        "--axes",
+        action="append",
+        default=[],
+        metavar="NAME=1,0",
+        help="which axis of torch's each axis is, where no layer says it; NAME may be "
+        "a pattern; may be repeated",
+    )
+    option(
         "--stacked",
         action="append",
         default=[],
@@ -98,7 +106,8 @@ def _run(args: argparse.Namespace) -> int:
             args.checkpoint,
             rename=renaming(args.rename),
             ignore=args.ignore,
-            flatten=_flatten(args.flatten),
+            flatten=_sizes("--flatten", args.flatten, "C,H,W"),
+            axes=_sizes("--axes", args.axes, "1,0"),
             stacked=args.stacked,
             key=args.key,
             dtype=args.dtype,
@@ -124,14 +133,15 @@ def _flat(arrays: Mapping[tuple[str, ...], Any]) -> dict[str, Any]:
     return named
 
 
-def _flatten(pairs: list[str]) -> dict[str, tuple[int, ...]]:
-    shapes: dict[str, tuple[int, ...]] = {}
+def _sizes(option: str, pairs: list[str], form: str) -> dict[str, tuple[int, ...]]:
+    """Read numbers by name."""
+    found: dict[str, tuple[int, ...]] = {}
     for pair in pairs:
-        name, equals, shape = pair.rpartition("=")
+        name, equals, numbers = pair.rpartition("=")
         try:
-            shapes[name] = tuple(int(size) for size in shape.split(","))
+            found[name] = tuple(int(number) for number in numbers.split(","))
         except ValueError:
             equals = ""
         if not equals:
-            raise CommandError(f"--flatten {pair} is not of the form NAME=C,H,W")
-    return shapes
+            raise CommandError(f"{option} {pair} is not of the form NAME={form}")
+    return found

@@ -9,6 +9,7 @@ import jax.numpy as jnp
 import numpy as np
 
 from jaxclip.convert._arrays import to_jax
+from jaxclip.convert._axes import Axes, with_axes
 from jaxclip.convert._errors import ConversionError
 from jaxclip.convert._flatten import Flatten, flattened
 from jaxclip.convert._hints import hint
@@ -16,11 +17,11 @@ from jaxclip.convert._map.weight_map import WeightMap
 from jaxclip.convert._match import Dtypes, Tensor, is_float, match
 from jaxclip.convert._modules import ModulePair, in_source
 from jaxclip.convert._names import Rename, target_names, without_wrapper
-from jaxclip.convert._plan import Entry, plan, remedies
+from jaxclip.convert._plan import Entry, Plan, plan, remedies
 from jaxclip.convert._read import read
 from jaxclip.convert._sources.source import read_source
 from jaxclip.convert._targets.target import read_target
-from jaxclip.convert._targets.tree import Leaf, Path
+from jaxclip.convert._targets.tree import Leaf, Path, Target
 
 
 @dataclass(frozen=True)
@@ -47,6 +48,7 @@ def plan_conversion(
     rename: Rename | None,
     ignore: Iterable[str],
     flatten: Flatten | None,
+    axes: Axes | None,
     stacked: Iterable[str],
     key: str | None,
     dtype: Any = None,
@@ -60,6 +62,7 @@ def plan_conversion(
         rename: The same.
         ignore: The same.
         flatten: The same.
+        axes: The same.
         stacked: The same.
         key: The same.
         dtype: The same.
@@ -72,7 +75,7 @@ def plan_conversion(
     found = read_source(source, key)
     cast = _cast(dtype)
     names, problems = target_names(found.tensors, rename, ignore)
-    planned = flattened(plan(model, paths(stacked)), flatten)
+    planned = laid_out(model, flatten, axes, stacked)
     notes = found.notes
     if rename is None:
         wanted = {name for entry in planned.entries for name in entry.names}
@@ -104,6 +107,13 @@ def plan_conversion(
 
     nbytes = sum(getattr(tensor.value, "nbytes", 0) for tensor in tensors.values())
     return Conversion(weights, nbytes, read_all, model.filled)
+
+
+def laid_out(
+    model: Target, flatten: Flatten | None, axes: Axes | None, stacked: Iterable[str]
+) -> Plan:
+    """Link every weight of a model, as the options say that they lie."""
+    return flattened(with_axes(plan(model, paths(stacked)), axes), flatten)
 
 
 def weight_map(

@@ -6,14 +6,15 @@ from typing import TYPE_CHECKING, Any, TypedDict, TypeVar, Unpack, overload
 from flax import linen as nn
 from flax import nnx
 
-from jaxclip.convert._conversion import paths, plan_conversion, weight_map
+from jaxclip.convert._axes import Axes
+from jaxclip.convert._conversion import laid_out, plan_conversion, weight_map
 from jaxclip.convert._errors import ConversionError
-from jaxclip.convert._flatten import Flatten, flattened
+from jaxclip.convert._flatten import Flatten
 from jaxclip.convert._map.weight_map import WeightMap, state_dict
 from jaxclip.convert._match import Dtypes
 from jaxclip.convert._names import Rename
 from jaxclip.convert._optional import need
-from jaxclip.convert._plan import Plan, plan
+from jaxclip.convert._plan import Plan
 from jaxclip.convert._targets.target import read_target
 from jaxclip.convert._targets.tree import Target
 
@@ -31,6 +32,7 @@ class _Options(TypedDict, total=False):
     rename: Rename | None
     ignore: Iterable[str]
     flatten: Flatten | None
+    axes: Axes | None
     stacked: Iterable[str]
     key: str | None
     dtype: Any
@@ -45,6 +47,10 @@ def from_torch(
 ) -> tuple[L, Any]: ...
 @overload
 def from_torch(
+    target: dict[str, Any], source: object, **options: Unpack[_Options]
+) -> dict[str, Any]: ...
+@overload
+def from_torch(
     target: Callable[[], M], source: object, **options: Unpack[_Options]
 ) -> M: ...
 def from_torch(
@@ -54,6 +60,7 @@ def from_torch(
     rename: Rename | None = None,
     ignore: Iterable[str] = (),
     flatten: Flatten | None = None,
+    axes: Axes | None = None,
     stacked: Iterable[str] = (),
     key: str | None = None,
     dtype: Any = None,
@@ -86,7 +93,8 @@ def from_torch(
             inputs)``; or a function that returns one of these. What an
             ``@nn.compact`` method makes is seen in a call alone, so that ``inputs``
             is needed for it. They may be a function that calls the module that it
-            is given: ``lambda model: model(x, train=False)``.
+            is given: ``lambda model: model(x, train=False)``. Of other libraries, and
+            of functions: a nested dict of parameters, for which see ``axes``.
         source: A torch module, or whatever else has a ``state_dict()``; a state dict
             of torch tensors, NumPy or JAX arrays; or the path of a file:
             ``.safetensors``; ``.pt``, ``.pth`` or ``.bin``, of which nothing is ever
@@ -107,6 +115,10 @@ def from_torch(
             whose last axis it then is (``"bn.running_mean"``). Without it such a
             weight has the right shape and its columns in the wrong order, which
             nothing but the outputs can tell.
+        axes: How arrays lie of which no layer says it, such as the parameters of a
+            function: by a name in torch, or a pattern of names, which axis of torch's
+            each axis is. ``{"*.w": (1, 0)}`` is for matrices that are multiplied from
+            the right, ``{"*.w": (2, 3, 1, 0)}`` for convolutions over two axes.
         stacked: The paths of modules whose variables have a leading axis of layers,
             as ``nnx.vmap`` and ``nn.scan`` make them. In torch's names the number of
             a layer follows: ``stacked="blocks"`` fills ``blocks.fc.kernel`` from
@@ -118,15 +130,16 @@ def from_torch(
         finite: Whether a NaN or an infinity in the source is an error.
 
     Returns:
-        A new target: an NNX module, ``(graphdef, state)`` or ``(module, variables)``;
-        the one given is not changed. Arrays are copies, placed where the target's
-        were.
+        A new target: an NNX module, ``(graphdef, state)``, ``(module, variables)`` or
+        a nested dict; the one given is not changed. Arrays are copies, placed where the
+        target's were.
 
     Raises:
         ConversionError: If anything is left over, missing or does not agree: one
             error for all such problems, each with the nearest candidates, and with a
             ``rename`` to paste if there is one that helps.
-        TypeError: If ``target``, ``source`` or ``flatten`` is of another type.
+        TypeError: If ``target``, ``source``, ``flatten`` or ``axes`` is of another
+            type.
         FileNotFoundError: If the source is a path where there is no file.
         ValueError: If the source is a file with another suffix, or a damaged one, or
             a checkpoint in which it is not clear where the state dict is; or if the
@@ -146,6 +159,10 @@ def from_torch(
         ...
         jaxclip.convert.ConversionError: nothing was converted; 1 problem:
           - 'bias' (1,) is not filled: the source has no 'bias' (1,).
+        >>> params = {"w": np.zeros((3, 1), "f"), "b": np.zeros(1, "f")}  # as in x @ w
+        >>> names, axes = {"weight": "w", "bias": "b"}, {"w": (1, 0)}
+        >>> from_torch(params, state_dict, rename=names, axes=axes)["w"].shape
+        (3, 1)
     """
     job = plan_conversion(
         target,
@@ -153,6 +170,7 @@ def from_torch(
         rename=rename,
         ignore=ignore,
         flatten=flatten,
+        axes=axes,
         stacked=stacked,
         key=key,
         dtype=dtype,
@@ -164,6 +182,7 @@ def to_torch(
     target: object,
     *,
     flatten: Flatten | None = None,
+    axes: Axes | None = None,
     stacked: Iterable[str] = (),
 ) -> "dict[str, torch.Tensor]":
     """Turn a Flax model's weights into a torch state dict.
@@ -179,6 +198,7 @@ def to_torch(
             and of one that has ``@nn.compact`` methods ``(module, variables,
             inputs)``, as ``from_torch`` takes it.
         flatten: As ``from_torch`` takes it.
+        axes: As ``from_torch`` takes it.
         stacked: The paths of modules whose variables have a leading axis of layers,
             each of which has tensors of its own in torch.
 
@@ -188,7 +208,7 @@ def to_torch(
     Raises:
         ConversionError: If a module's type has no rule, or a variable has no values;
             one error for all such problems.
-        TypeError: If ``target`` or ``flatten`` is of another type.
+        TypeError: If ``target``, ``flatten`` or ``axes`` is of another type.
         ImportError: If torch is missing.
 
     Example:
@@ -199,7 +219,7 @@ def to_torch(
     """
     need("torch", extra="torch", reason="to_torch")
     model = read_target(target)
-    entries = _planned(model, flatten, stacked).entries
+    entries = _planned(model, flatten, axes, stacked).entries
     values = {path: leaf.value for path, leaf in model.leaves.items()}
     return state_dict(tuple(entries), values)
 
@@ -211,6 +231,7 @@ def mapping(
     rename: Rename | None = None,
     ignore: Iterable[str] = (),
     flatten: Flatten | None = None,
+    axes: Axes | None = None,
     stacked: Iterable[str] = (),
     key: str | None = None,
 ) -> WeightMap:
@@ -228,6 +249,7 @@ def mapping(
         rename: As ``from_torch`` takes it.
         ignore: As ``from_torch`` takes it.
         flatten: As ``from_torch`` takes it.
+        axes: As ``from_torch`` takes it.
         stacked: As ``from_torch`` takes it.
         key: As ``from_torch`` takes it.
 
@@ -252,7 +274,7 @@ def mapping(
     if source is None:
         if rename is not None or key is not None or tuple(ignore):
             raise TypeError("rename, ignore and key are for a source; there is none.")
-        found = _planned(read_target(target), flatten, stacked)
+        found = _planned(read_target(target), flatten, axes, stacked)
         return weight_map(found.entries, found.modules, {}, ())
     return plan_conversion(
         target,
@@ -260,15 +282,18 @@ def mapping(
         rename=rename,
         ignore=ignore,
         flatten=flatten,
+        axes=axes,
         stacked=stacked,
         key=key,
         dtypes=Dtypes(checked=False),
     ).mapping
 
 
-def _planned(model: Target, flatten: Flatten | None, stacked: Iterable[str]) -> Plan:
+def _planned(
+    model: Target, flatten: Flatten | None, axes: Axes | None, stacked: Iterable[str]
+) -> Plan:
     """Link every weight of a model, whatever the source."""
-    found = flattened(plan(model, paths(stacked)), flatten)
+    found = laid_out(model, flatten, axes, stacked)
     if found.problems:
         raise ConversionError(found.problems)
     return found

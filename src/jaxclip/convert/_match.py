@@ -7,8 +7,10 @@ import jax.numpy as jnp
 import numpy as np
 
 from jaxclip._arrays import to_numpy
+from jaxclip.convert._axes import likely_order
 from jaxclip.convert._errors import Shape, nearest
 from jaxclip.convert._plan import Entry
+from jaxclip.convert._rules.links import is_same
 
 _HINTS = 20
 """How many names get a hint: the search for one goes through all the others."""
@@ -143,6 +145,9 @@ def _misfit(
     if array.shape != expected.shape:
         alike = {n: t.shape for n, t in tensors.items() if t.shape == expected.shape}
         hint = nearest(name, [expected.shape], alike) + _remedy(name, remedies)
+        order = likely_order(array.shape, expected.shape)
+        if order is not None and is_same(entry.link):
+            hint += f" If its axes lie in another order: axes={{{name!r}: {order}}}."
         return (
             f"{label} has shape {array.shape}; {entry} needs {expected.shape} in "
             f"torch's layout.{hint}"

@@ -269,9 +269,11 @@ def trained_params(target: Any) -> Any:
             return nnx.filter_state(state, nnx.Param)
         case (nn.Module(), Mapping() as variables, *_):
             return variables["params"]
+        case Mapping() if not isinstance(target, nnx.State) and "params" not in target:
+            return target
     raise TypeError(
         "target has no values. It must be what from_torch returns: an NNX module, a "
-        "pair (graphdef, state), or a pair (module, variables)."
+        "pair (graphdef, state), a pair (module, variables), or a nested dict."
     )
 
 

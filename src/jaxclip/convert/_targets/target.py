@@ -9,6 +9,7 @@ from flax import linen as nn
 from flax import nnx
 from flax.errors import TraceContextError
 
+from jaxclip.convert._targets.bare_trees import bare_target
 from jaxclip.convert._targets.linen_calls import (
     Seen,
     initialized,
@@ -49,21 +50,25 @@ def read_target(target: object) -> Target:
             return _pair(module, *initialized(module, call))
         case nn.Module():
             given = "a Linen module without its variables"
+        case {"params": Mapping()}:
+            given = "what a Linen module holds, without the module"
         case nnx.State():
             raise TypeError(
                 "target is an nnx.State, which has names and arrays, but not the types "
                 "of the modules, which say how the arrays lie. Pass the pair that has "
                 "both: (nnx.graphdef(model), state)."
             )
+        case Mapping():
+            return bare_target(target)
         case _ if _is_function(target):
             return _made_target(target)
         case _:
             given = f"a {type(target).__module__}.{type(target).__qualname__}"
     raise TypeError(
         f"target is {given}; it must be an NNX module, a function that makes one, the "
-        "pair (graphdef, state) of nnx.split, or of a Linen module a tuple (module, "
+        "pair (graphdef, state) of nnx.split, of a Linen module a tuple (module, "
         "variables), (module, inputs) or (module, variables, inputs), with what its "
-        "init returns and what it is called with."
+        "init returns and what it is called with, or a nested dict of parameters."
     )
 
 
@@ -121,9 +126,9 @@ def _made_target(make: Any) -> Target:
 
 
 def _split(make: Any) -> Any:
-    """Split a new NNX module; a pair is left alone."""
+    """Split a new NNX module; a pair, or a nested dict, is left alone."""
     model = make()
-    if isinstance(model, tuple):
+    if isinstance(model, tuple | Mapping):
         return None
     if not isinstance(model, nnx.Module):
         raise TypeError(

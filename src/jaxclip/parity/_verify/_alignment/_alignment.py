@@ -280,6 +280,8 @@ class Alignment:
         return arrays, reasons
 
     def _reason(self, pair: ModulePair | None, calls: list[Any] | None) -> str:
+        if pair is None and not self.weights.modules:
+            return "the port is a nested dict, which has no modules"
         if pair is None:
             return "not paired with a module of the port: say it in layouts"
         if pair.flax in self._model.hidden:
@@ -320,6 +322,7 @@ def _mapping(model: Model, port: Port, run: Run, step: Step) -> WeightMap:
         "rename": port.rename,
         "ignore": port.ignore,
         "flatten": port.flatten,
+        "axes": port.axes,
         "stacked": port.stacked,
     }
     recorded = {**step.params, **step.buffers}

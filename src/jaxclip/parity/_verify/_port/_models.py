@@ -11,7 +11,6 @@ from flax import linen as nn
 from flax import nnx
 
 from jaxclip.convert._targets.linen_calls import seen_in
-from jaxclip.convert._targets.tree import tree_path
 from jaxclip.parity._verify._port._capture import (
     METHODS,
     Calls,
@@ -250,17 +249,8 @@ class BareModel:
     prefix: tuple[str, ...] = ()
 
     def __post_init__(self) -> None:
-        """Make a module of raw parameters, which are taken as they are."""
-        leaves, _ = jax.tree_util.tree_flatten_with_path(self.variables)
-        self.target: Any = nnx.Dict()
-        for path, leaf in leaves:
-            *inner, name = tree_path(path)
-            within = self.target
-            for part in inner:
-                if not hasattr(within, part):
-                    setattr(within, part, nnx.Dict())
-                within = getattr(within, part)
-            setattr(within, name, nnx.Param(leaf))
+        """See no modules."""
+        self.target: Any = self.variables
         self.hidden: set[str] = set()
         self.order: Order = []
         self.dropouts: Collection[str] | None = ()

@@ -35,6 +35,8 @@ class Port:
             takes it.
         ignore: Patterns of torch's names to leave out, as it takes them.
         flatten: What a layer is given flattened, as it takes it.
+        axes: How arrays lie of which no layer says it, as it takes them: those of a
+            ``model`` that is a nested dict, ``{"*.w": (1, 0)}``.
         stacked: The paths of modules that hold several layers as one, as it takes them.
         mapping: The map of the weights, if ``convert.mapping`` of the model is not it.
         layouts: How what modules return lies, as ``WeightMap.with_layouts`` takes it;
@@ -76,6 +78,7 @@ class Port:
     rename: Any = None
     ignore: Iterable[str] = ()
     flatten: Mapping[str, tuple[int, ...]] | None = None
+    axes: Mapping[str, tuple[int, ...]] | None = None
     stacked: Iterable[str] = ()
     mapping: WeightMap | None = None
     layouts: Any = None
