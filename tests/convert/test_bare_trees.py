@@ -1,7 +1,9 @@
-"""Nested dicts of parameters, of no Flax module, and how their axes lie."""
+"""Trees of parameters, of no Flax module, and how their axes lie."""
 
 import re
+from collections.abc import Callable
 
+import equinox as eqx
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -9,7 +11,7 @@ import pytest
 import torch
 from flax import nnx
 
-from jaxclip import convert, optim
+from jaxclip import convert, optim, parity
 from jaxclip.convert import ConversionError, WeightMap, from_torch, mapping, to_torch
 from jaxclip.convert._axes import likely_order
 
@@ -133,6 +135,81 @@ def test_a_function_may_make_the_tree_and_an_abstract_one_will_do():
     np.testing.assert_array_equal(from_torch(abstract, source)["w"], 1)
 
 
+class Equinox(eqx.Module):
+    """The same in Equinox, whose layers lie as torch's, but for a bias."""
+
+    conv: eqx.nn.Conv2d
+    fc: list[eqx.nn.Linear]
+    scale: jax.Array
+    activation: Callable[[jax.Array], jax.Array]
+
+    def __init__(self, activation=jax.nn.relu):
+        """Draw other numbers."""
+        self.activation = activation
+        keys = jax.random.split(jax.random.key(0), 3)
+        self.conv = eqx.nn.Conv2d(2, 4, 3, key=keys[0])
+        self.fc = [
+            eqx.nn.Linear(4, n, use_bias=False, key=key)
+            for n, key in zip((4, 5), keys[1:], strict=True)
+        ]
+        self.scale = jnp.ones(5)
+
+    def __call__(self, x):
+        x = self.conv(x).mean((1, 2))
+        return self.fc[1](self.activation(self.fc[0](x))) * self.scale
+
+
+ADDED = {"conv.bias": (0, None, None)}
+
+
+def test_a_module_of_equinox_is_a_tree():
+    source, model = Torch(), Equinox()
+    made = from_torch(model, source, axes=ADDED)
+    assert type(made) is Equinox
+    assert made.activation is jax.nn.relu
+    x = torch.randn(6, 2, 5, 5)
+    np.testing.assert_allclose(
+        jax.vmap(made)(jnp.asarray(x.numpy())),
+        source(x).detach().numpy(),
+        rtol=1e-5,
+        atol=1e-6,
+    )
+    returned = to_torch(made, axes=ADDED)
+    assert returned.keys() == source.state_dict().keys()
+    for name, tensor in source.state_dict().items():
+        assert torch.equal(returned[name], tensor)
+    advice = "'conv.bias' (4, 1, 1) needs (4, 1, 1) in torch's layout. If its axes lie "
+    with pytest.raises(ConversionError, match=re.escape(advice)) as caught:
+        from_torch(model, source)
+    assert "axes={'conv.bias': (0, None, None)}" in str(caught.value)
+
+
+@pytest.mark.parametrize("right", [True, False])
+def test_a_port_in_equinox_is_held_against_torch(tmp_path, right):
+    torch.manual_seed(0)
+    source = Torch()
+    optimizer = torch.optim.AdamW(source.parameters(), lr=1e-2)
+    with parity.record(tmp_path, source, optimizer) as run:
+        for _ in range(2):
+            x, y = torch.randn(6, 2, 5, 5), torch.randn(6, 5)
+            with run.step(x=x, y=y):
+                optimizer.zero_grad()
+                torch.nn.functional.mse_loss(source(x), y).backward()
+                optimizer.step()
+
+    def loss_fn(model, batch):
+        outputs = jax.vmap(model)(batch["x"])
+        return jnp.mean((outputs - batch["y"]) ** 2), outputs
+
+    model = Equinox() if right else Equinox(jax.nn.gelu)
+    port = parity.Port(model, loss_fn, optim.adamw(1e-2), axes=ADDED)
+    report = parity.verify(tmp_path, port)
+    assert report.passed is right
+    if not right:
+        assert report.first.stage == "output"
+    assert report.of_stage("optimizer state")[0].verdict == "same"
+
+
 def test_optimizers_take_a_tree():
     source, made = Torch(), params()
     weights = mapping(made, source, rename=RENAME, axes=AXES)
@@ -159,7 +236,8 @@ def test_optimizers_take_a_tree():
     [
         (
             {"*.w": (2, 0, 1), "conv.kernel": (2, 3, 1, 0)},
-            "axes has '*.w': (2, 0, 1), and 'layers.0.w' (4, 4) has 2 axes.",
+            "axes has '*.w': (2, 0, 1), which is no order of the axes of 'layers.0.w' "
+            "(4, 4).",
         ),
         (
             {**AXES, "conv.kernle": (0,)},
@@ -194,11 +272,31 @@ def test_axes_of_a_layer_that_says_them_are_refused():
 
 @pytest.mark.parametrize(
     "axes",
-    [(1, 0), {"w": "10"}, {"w": 1}, {"w": (0, 2)}, {"w": (True, False)}, {1: (0,)}],
+    [
+        *((1, 0), {"w": "10"}, {"w": 1}, {"w": (0, 2)}, {"w": (True, False)}),
+        *({1: (0,)}, {"w": (1, None)}, {"w": (0, 0, None)}),
+    ],
 )
 def test_axes_of_another_type_are_refused(axes):
     with pytest.raises(TypeError, match=r"axes is .*; it must be a mapping from names"):
         mapping({"w": jnp.zeros((2, 2))}, axes=axes)
+
+
+def test_an_axis_that_torch_lacks_has_length_one():
+    problem = "axes has 'w': (0, None), which is no order of the axes of 'w' (2, 2)."
+    with pytest.raises(ConversionError, match=re.escape(problem)):
+        mapping({"w": jnp.zeros((2, 2))}, axes={"w": (0, None)})
+
+
+def test_a_list_of_pairs_is_a_tree():
+    layers = [(jnp.zeros((2, 3)), jnp.zeros(3)), (jnp.zeros((3, 1)), jnp.zeros(1))]
+    source = {
+        **{"0.0": torch.ones(3, 2), "0.1": torch.ones(3)},
+        **{"1.0": torch.ones(1, 3), "1.1": torch.ones(1)},
+    }
+    made = from_torch(layers, source, axes={"?.0": (1, 0)})
+    assert [w.shape for w, _ in made] == [(2, 3), (3, 1)]
+    assert all(leaf.all() for leaf in jax.tree.leaves(made))
 
 
 def test_a_source_in_the_place_of_the_target_is_refused():

@@ -175,7 +175,7 @@ def test_bare_parameters_lie_as_axes_say(linear):
         verify(linear, linear_port(model=params, **given))
 
 
-def test_a_nested_dict_has_no_modules(tmp_path):
+def test_a_tree_of_parameters_has_no_modules(tmp_path):
     path = recorded(tmp_path / "run.trace", BY_NAME["my_net"], steps=1)
     (step,) = open_trace(path)
     params = {name: jnp.zeros(array.shape) for name, array in step.params.items()}
@@ -186,7 +186,7 @@ def test_a_nested_dict_has_no_modules(tmp_path):
     report = verify(path, port_of(BY_NAME["my_net"], model=params, loss_fn=loss_fn))
     left = report.of_stage("activations")[0].not_compared
     assert {why.reason for why in left} == {
-        "the port is a nested dict, which has no modules"
+        "the port is a tree of parameters, which has no modules"
     }
 
 

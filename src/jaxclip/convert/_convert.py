@@ -94,7 +94,8 @@ def from_torch(
             ``@nn.compact`` method makes is seen in a call alone, so that ``inputs``
             is needed for it. They may be a function that calls the module that it
             is given: ``lambda model: model(x, train=False)``. Of other libraries, and
-            of functions: a nested dict of parameters, for which see ``axes``.
+            of functions: a tree of parameters, for which see ``axes``: nested dicts
+            and lists, or what JAX knows for a tree, as a module of Equinox is.
         source: A torch module, or whatever else has a ``state_dict()``; a state dict
             of torch tensors, NumPy or JAX arrays; or the path of a file:
             ``.safetensors``; ``.pt``, ``.pth`` or ``.bin``, of which nothing is ever
@@ -118,7 +119,8 @@ def from_torch(
         axes: How arrays lie of which no layer says it, such as the parameters of a
             function: by a name in torch, or a pattern of names, which axis of torch's
             each axis is. ``{"*.w": (1, 0)}`` is for matrices that are multiplied from
-            the right, ``{"*.w": (2, 3, 1, 0)}`` for convolutions over two axes.
+            the right, ``{"*.w": (2, 3, 1, 0)}`` for convolutions over two axes. None
+            is for an axis of length 1 that torch lacks.
         stacked: The paths of modules whose variables have a leading axis of layers,
             as ``nnx.vmap`` and ``nn.scan`` make them. In torch's names the number of
             a layer follows: ``stacked="blocks"`` fills ``blocks.fc.kernel`` from
@@ -131,7 +133,7 @@ def from_torch(
 
     Returns:
         A new target: an NNX module, ``(graphdef, state)``, ``(module, variables)`` or
-        a nested dict; the one given is not changed. Arrays are copies, placed where the
+        a tree; the one given is not changed. Arrays are copies, placed where the
         target's were.
 
     Raises:

@@ -25,6 +25,7 @@ from jaxclip.convert._optimizers.position import (
     scheduler_state,
 )
 from jaxclip.convert._optional import need
+from jaxclip.convert._targets.bare_trees import arrays_in, is_bare
 
 if TYPE_CHECKING:
     import torch
@@ -269,11 +270,13 @@ def trained_params(target: Any) -> Any:
             return nnx.filter_state(state, nnx.Param)
         case (nn.Module(), Mapping() as variables, *_):
             return variables["params"]
-        case Mapping() if not isinstance(target, nnx.State) and "params" not in target:
-            return target
+        case nnx.State() | {"params": Mapping()}:
+            pass
+        case _ if is_bare(target):
+            return arrays_in(target)
     raise TypeError(
         "target has no values. It must be what from_torch returns: an NNX module, a "
-        "pair (graphdef, state), a pair (module, variables), or a nested dict."
+        "pair (graphdef, state), a pair (module, variables), or a tree of arrays."
     )
 
 

@@ -1,36 +1,66 @@
-"""Nested dicts of parameters as conversion targets: those of no Flax module."""
+"""Trees of parameters as conversion targets, those of no Flax module.
+
+Nested dicts and lists, as functions of JAX take them, and whatever else JAX knows for a
+tree, as a module of Equinox is. What is in it beside arrays stays as it is.
+"""
 
 from collections.abc import Mapping
 from typing import Any
 
 import jax
+import numpy as np
+from flax import linen as nn
 from flax import nnx
 
 from jaxclip.convert._targets.tree import Leaf, Node, Path, Target, tree_path
 
+_ARRAYS = (jax.Array, np.ndarray, jax.ShapeDtypeStruct)
 
-def bare_target(tree: Mapping[str, Any]) -> Target:
-    """Read a nested dict of parameters, which may have lists in it.
+
+def is_bare(target: object) -> bool:
+    """Say whether an object is a tree that holds arrays, and nothing of Flax."""
+    if isinstance(target, list | tuple) and any(
+        isinstance(part, nn.Module | nnx.Module | nnx.GraphDef) for part in target
+    ):
+        return False
+    leaves = jax.tree.leaves(target)
+    return not (len(leaves) == 1 and leaves[0] is target) and any(
+        isinstance(leaf, _ARRAYS) or _is_torchs(leaf) for leaf in leaves
+    )
+
+
+def _is_torchs(leaf: object) -> bool:
+    return type(leaf).__module__.partition(".")[0] == "torch"
+
+
+def arrays_in(tree: Any) -> Any:
+    """Return a tree that has nothing but its arrays, and None in place of the rest."""
+    return jax.tree.map(lambda leaf: leaf if isinstance(leaf, _ARRAYS) else None, tree)
+
+
+def bare_target(tree: Any) -> Target:
+    """Read a tree of parameters.
 
     Raises:
         TypeError: If its arrays are torch's.
     """
-    found, _ = jax.tree_util.tree_flatten_with_path(tree)
-    leaves = {tree_path(path): leaf for path, leaf in found}
-    for path, leaf in leaves.items():
-        if type(leaf).__module__.partition(".")[0] == "torch":
+    leaves: dict[Path, Leaf] = {}
+    for keys, leaf in jax.tree_util.tree_leaves_with_path(tree):
+        path = tree_path(keys)
+        if _is_torchs(leaf):
             raise TypeError(
                 f"target holds a tensor of torch's at {'.'.join(path)!r}; it must hold "
                 "the parameters of the port. The source is the second argument."
             )
-    named = {path: Leaf(path, leaf, trained=True) for path, leaf in leaves.items()}
+        if isinstance(leaf, _ARRAYS):
+            leaves[path] = Leaf(path, leaf, trained=True)
 
     def filled(values: Mapping[Path, jax.Array]) -> Any:
         return jax.tree_util.tree_map_with_path(
-            lambda path, _: values[tree_path(path)], tree
+            lambda keys, leaf: values.get(tree_path(keys), leaf), tree
         )
 
-    return Target(_node((), named), named, filled)
+    return Target(_node((), leaves), leaves, filled)
 
 
 def _node(path: Path, leaves: Mapping[Path, Leaf]) -> Node:

@@ -9,7 +9,7 @@ from flax import linen as nn
 from flax import nnx
 from flax.errors import TraceContextError
 
-from jaxclip.convert._targets.bare_trees import bare_target
+from jaxclip.convert._targets.bare_trees import bare_target, is_bare
 from jaxclip.convert._targets.linen_calls import (
     Seen,
     initialized,
@@ -58,7 +58,7 @@ def read_target(target: object) -> Target:
                 "of the modules, which say how the arrays lie. Pass the pair that has "
                 "both: (nnx.graphdef(model), state)."
             )
-        case Mapping():
+        case _ if is_bare(target):
             return bare_target(target)
         case _ if _is_function(target):
             return _made_target(target)
@@ -68,7 +68,8 @@ def read_target(target: object) -> Target:
         f"target is {given}; it must be an NNX module, a function that makes one, the "
         "pair (graphdef, state) of nnx.split, of a Linen module a tuple (module, "
         "variables), (module, inputs) or (module, variables, inputs), with what its "
-        "init returns and what it is called with, or a nested dict of parameters."
+        "init returns and what it is called with, or a tree of parameters, as nested "
+        "dicts are."
     )
 
 
@@ -126,9 +127,9 @@ def _made_target(make: Any) -> Target:
 
 
 def _split(make: Any) -> Any:
-    """Split a new NNX module; a pair, or a nested dict, is left alone."""
+    """Split a new NNX module; what is none, but a target, is left alone."""
     model = make()
-    if isinstance(model, tuple | Mapping):
+    if isinstance(model, tuple) or is_bare(model):
         return None
     if not isinstance(model, nnx.Module):
         raise TypeError(

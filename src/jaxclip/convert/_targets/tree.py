@@ -105,10 +105,13 @@ def parts(
             yield from parts(item, kinds, f"{name}.{index}")
 
 
+_BOXED = jax.tree_util.GetAttrKey("value")
+
+
 def tree_path(keys: Sequence[Any]) -> Path:
     """Return the path of a leaf from the keys that JAX gives for it."""
     # A variable or a box around an array is no part of the path.
-    if keys and isinstance(keys[-1], jax.tree_util.GetAttrKey):
+    if keys and keys[-1] == _BOXED:
         keys = keys[:-1]
     return tuple(jax.tree_util.keystr((key,), simple=True) for key in keys)
 

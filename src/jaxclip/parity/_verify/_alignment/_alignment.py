@@ -281,7 +281,7 @@ class Alignment:
 
     def _reason(self, pair: ModulePair | None, calls: list[Any] | None) -> str:
         if pair is None and not self.weights.modules:
-            return "the port is a nested dict, which has no modules"
+            return "the port is a tree of parameters, which has no modules"
         if pair is None:
             return "not paired with a module of the port: say it in layouts"
         if pair.flax in self._model.hidden:

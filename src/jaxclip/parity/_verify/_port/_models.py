@@ -1,7 +1,7 @@
 """The forms in which a port's model is given, called in one way."""
 
 from collections.abc import Callable, Collection, Mapping
-from dataclasses import dataclass, fields
+from dataclasses import fields
 from typing import Any, NamedTuple, Protocol
 
 import jax
@@ -10,6 +10,7 @@ import numpy as np
 from flax import linen as nn
 from flax import nnx
 
+from jaxclip.convert._targets.bare_trees import is_bare
 from jaxclip.convert._targets.linen_calls import seen_in
 from jaxclip.parity._verify._port._capture import (
     METHODS,
@@ -241,15 +242,20 @@ _KEPT = "intermediates"
 """The collection in which Linen keeps what modules return."""
 
 
-@dataclass
 class BareModel:
-    """Parameters without a model."""
+    """A tree of parameters without a model; what else is in it stays as it is."""
 
-    variables: Any
     prefix: tuple[str, ...] = ()
 
-    def __post_init__(self) -> None:
-        """See no modules."""
+    def __init__(self, tree: Any) -> None:
+        """Take the parameters out."""
+
+        def is_param(leaf: Any) -> bool:
+            dtype = getattr(leaf, "dtype", None)
+            return dtype is not None and jnp.issubdtype(dtype, jnp.inexact)
+
+        self.variables = jax.tree.map(lambda x: x if is_param(x) else None, tree)
+        self._others = jax.tree.map(lambda x: None if is_param(x) else x, tree)
         self.target: Any = self.variables
         self.hidden: set[str] = set()
         self.order: Order = []
@@ -277,10 +283,15 @@ class BareModel:
         replay: Replay,
         wide: bool | None,
     ) -> Called:
-        """Give the loss function the parameters."""
+        """Give the loss function the tree with the parameters."""
         del wide
+        tree = jax.tree.map(
+            lambda param, other: other if param is None else param,
+            *(params, self._others),
+            is_leaf=lambda leaf: leaf is None,
+        )
         with replay.active():
-            value = loss_fn(params, batch)
+            value = loss_fn(tree, batch)
         return Called(value, rest, {}, replay.account)
 
 
@@ -321,11 +332,11 @@ def read_model(model: Any) -> Model:
         # loss_fn shows how it is called, which from_torch is told.
         case (nn.Module() as module, Mapping() as variables, *_):
             return LinenModel(module, variables)
-        case Mapping():
+        case _ if is_bare(model):
             return BareModel(model)
     given = type(model).__name__
     raise TypeError(
         f"Port(model=...) is a {given}; it must be an NNX module, a pair (module, "
-        "variables) of a Linen module and what its init returns, or a nested dict of "
-        "parameters."
+        "variables) of a Linen module and what its init returns, or a tree of "
+        "parameters, as nested dicts are."
     )

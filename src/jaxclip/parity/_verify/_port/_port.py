@@ -19,14 +19,14 @@ class Port:
     Attributes:
         model: The model: an NNX module; ``(module, variables)`` of a Linen module and
             what its ``init`` returns (what its ``@nn.compact`` methods make is seen
-            when ``loss_fn`` calls it); or bare parameters, a nested dict of arrays
-            that lie as torch's do, or as ``mapping`` says.
+            when ``loss_fn`` calls it); or a tree of parameters, nested dicts or a
+            module of Equinox, of arrays that lie as torch's do, or as ``axes`` says.
         loss_fn: ``loss_fn(model, batch)`` returns the loss, a scalar, or ``(loss,
             outputs)``, where the outputs are what the torch model returns, or a list
             of what it returns in each call, if a step calls it several times. The
             batch has the names that were recorded: after ``run.step(x=x, y=y)`` it is
-            a dict of ``x`` and ``y``. The model is the NNX module; bare parameters; or
-            of a Linen module a function that calls its ``apply`` with the variables,
+            a dict of ``x`` and ``y``. The model is the NNX module; the tree; or of a
+            Linen module a function that calls its ``apply`` with the variables,
             and keeps what that changes in them: ``model(x, train=True)``.
         optimizer: The Optax transformation. If the clip is in it, in a chain, the
             clipped gradients cannot be seen, and are not compared.
@@ -36,7 +36,7 @@ class Port:
         ignore: Patterns of torch's names to leave out, as it takes them.
         flatten: What a layer is given flattened, as it takes it.
         axes: How arrays lie of which no layer says it, as it takes them: those of a
-            ``model`` that is a nested dict, ``{"*.w": (1, 0)}``.
+            ``model`` that is a tree of parameters, ``{"*.w": (1, 0)}``.
         stacked: The paths of modules that hold several layers as one, as it takes them.
         mapping: The map of the weights, if ``convert.mapping`` of the model is not it.
         layouts: How what modules return lies, as ``WeightMap.with_layouts`` takes it;
@@ -78,7 +78,7 @@ class Port:
     rename: Any = None
     ignore: Iterable[str] = ()
     flatten: Mapping[str, tuple[int, ...]] | None = None
-    axes: Mapping[str, tuple[int, ...]] | None = None
+    axes: Mapping[str, tuple[int | None, ...]] | None = None
     stacked: Iterable[str] = ()
     mapping: WeightMap | None = None
     layouts: Any = None
