@@ -188,7 +188,7 @@ def test_the_largest_tensors_are_read_first():
     sizes = [1, 5, 0, 3, 5]
     model = nnx.Dict({f"w{i}": nnx.Param(jnp.zeros(n)) for i, n in enumerate(sizes)})
     source = {f"w{i}": np.full(n, i, "f") for i, n in enumerate(sizes)}
-    none = dict.fromkeys(("rename", "flatten", "key"))
+    none = dict.fromkeys(("rename", "flatten", "axes", "key"))
     job = plan_conversion(model, source, ignore=(), stacked=(), **none)
     read = []
     filled = job.filled(job.read(on_read=read.append))

@@ -14,14 +14,14 @@ from flax import nnx
 
 from jaxclip.convert._targets.tree import Leaf, Node, Path, Target, tree_path
 
+_OF_FLAX = (nn.Module, nnx.Pytree, nnx.GraphDef, nnx.State)
 _ARRAYS = (jax.Array, np.ndarray, jax.ShapeDtypeStruct)
 
 
 def is_bare(target: object) -> bool:
     """Say whether an object is a tree that holds arrays, and nothing of Flax."""
-    if isinstance(target, list | tuple) and any(
-        isinstance(part, nn.Module | nnx.Module | nnx.GraphDef) for part in target
-    ):
+    parts = target if isinstance(target, list | tuple) else (target,)
+    if any(isinstance(part, _OF_FLAX) for part in parts):
         return False
     leaves = jax.tree.leaves(target)
     return not (len(leaves) == 1 and leaves[0] is target) and any(
