@@ -1,5 +1,6 @@
 """What every test shares."""
 
+import gc
 from collections.abc import Iterator
 
 import hypothesis
@@ -11,6 +12,9 @@ from tests.trios import BY_NAME, Trio
 
 # On few cores torch's idle threads spin, and take the time of everything else.
 torch.set_num_threads(1)
+
+# JAX keeps what it traced, and to look through all of it for cycles takes a while.
+gc.set_threshold(50_000, 20, 50)
 
 # The same examples on every run; no deadline, as the first call compiles.
 hypothesis.settings.register_profile("jaxclip", derandomize=True, deadline=None)

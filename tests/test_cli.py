@@ -128,11 +128,18 @@ def test_an_argument_that_makes_no_sense_is_named(capsys, arguments):
 @pytest.mark.parametrize(
     "wrong",
     [
-        lambda max_norm, **_: optax.clip_by_global_norm(max_norm),
-        lambda max_norm, eps=2e-6: clip_by_global_norm(max_norm, eps=eps),
-        lambda max_norm, **_: optax.identity(),
+        pytest.param(
+            lambda max_norm, **_: optax.clip_by_global_norm(max_norm),
+            marks=pytest.mark.long,
+            id="optax",
+        ),
+        pytest.param(
+            lambda max_norm, eps=2e-6: clip_by_global_norm(max_norm, eps=eps), id="eps"
+        ),
+        pytest.param(
+            lambda max_norm, **_: optax.identity(), marks=pytest.mark.long, id="none"
+        ),
     ],
-    ids=["optax", "eps", "none"],
 )
 def test_a_wrong_clip_is_found(monkeypatch, capsys, text, tmp_path, wrong):
     monkeypatch.setattr(jaxclip, "clip_by_global_norm", wrong)

@@ -13,13 +13,26 @@ from scripts.write_readme_tables import MARKERS, README, main, render, section
 import jaxclip
 from tests.semantics import DTYPES, ROWS, Row, norm_of, ones, table
 
+# A thousand leaves take seconds to compile; those of float16 are as those of bfloat16.
+each_row = pytest.mark.parametrize(
+    "row",
+    [
+        pytest.param(
+            row,
+            marks=[pytest.mark.long] * (row.dtype == "f16" and len(row.leaves) > 300),
+            id=f"{row.dtype}-{row.name}",
+        )
+        for row in ROWS
+    ],
+)
+
 CELLS = {
     name: {"truth": truth, "jaxclip": ours, "optax": optaxs, "torch": torchs}
     for name, truth, ours, optaxs, torchs in table()
 }
 
 
-@pytest.mark.parametrize("row", ROWS, ids=lambda row: f"{row.dtype}-{row.name}")
+@each_row
 def test_jaxclip_keeps_the_direction_and_leaves_the_norm_that_it_should(row):
     got = row.clipped("jaxclip")
     expected = row.truth()
@@ -31,7 +44,7 @@ def test_jaxclip_keeps_the_direction_and_leaves_the_norm_that_it_should(row):
         np.testing.assert_allclose(leaf, before * factor, rtol=2 * rounding + 2e-6)
 
 
-@pytest.mark.parametrize("row", ROWS, ids=lambda row: f"{row.dtype}-{row.name}")
+@each_row
 def test_metrics_say_what_is_true(row):
     clip = jaxclip.clip_by_global_norm(row.max_norm, eps=row.eps)
     grads = [jnp.asarray(leaf, DTYPES[row.dtype]) for leaf in row.leaves]
@@ -50,8 +63,14 @@ def test_metrics_say_what_is_true(row):
         np.testing.assert_array_equal(one, other)
 
 
-@pytest.mark.parametrize("dtype", ["bf16", "f16"])
-@pytest.mark.parametrize("leaves", [1, 300, 1000])
+@pytest.mark.parametrize(
+    ("dtype", "leaves"),
+    [
+        *[(dtype, leaves) for dtype in ("bf16", "f16") for leaves in (1, 300)],
+        ("bf16", 1000),
+        pytest.param("f16", 1000, marks=pytest.mark.long),
+    ],
+)
 def test_norms_of_many_narrow_leaves_are_those_of_float32(dtype, leaves):
     row = Row("", ones(leaves), dtype=dtype)
     grads = [jnp.asarray(leaf, DTYPES[dtype]) for leaf in row.leaves]

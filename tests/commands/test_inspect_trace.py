@@ -20,7 +20,7 @@ X, Y = torch.ones(2, 4), torch.zeros(2, 1)
 @pytest.fixture
 def recording(tmp_path):
     torch.manual_seed(0)
-    model = nn.Sequential(my_net(), nn.AlphaDropout(0.5))
+    model = nn.Sequential(my_net(), nn.RReLU())
     optimizer = torch.optim.SGD(model.parameters(), lr=0.125)
     with record(tmp_path / "run.trace", model, optimizer) as run:
         for factor in (1.0, float("inf")):
@@ -48,7 +48,7 @@ def test_a_recording_is_shown_step_by_step(recording, capsys):
     ]
     assert facts["1"].split()[1:4] == ["inf", "None", "0.125"]
     assert lines[-3].startswith("2 steps, ")
-    assert lines[-2] == "Note: random numbers that no mask explains, of '1'."
+    assert lines[-2] == "Note: random numbers that are not recorded, of '1'."
     assert lines[-1] == "Warning: step 1: The loss is inf. [loss_not_finite]"
 
 

@@ -288,6 +288,14 @@ def test_an_axis_that_torch_lacks_has_length_one():
         mapping({"w": jnp.zeros((2, 2))}, axes={"w": (0, None)})
 
 
+def test_keys_and_what_is_no_array_stay():
+    tree = {"w": jnp.zeros(2), "key": jax.random.key(3), "name": "a", "none": None}
+    made = from_torch(tree, {"w": torch.ones(2)})
+    np.testing.assert_array_equal(made["w"], 1)
+    assert made["key"] is tree["key"]
+    assert (made["name"], made["none"]) == ("a", None)
+
+
 def test_a_list_of_pairs_is_a_tree():
     layers = [(jnp.zeros((2, 3)), jnp.zeros(3)), (jnp.zeros((3, 1)), jnp.zeros(1))]
     source = {

@@ -5,7 +5,7 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 import torch
-from flax import linen
+from flax import linen, nnx
 
 from jaxclip import optim
 from jaxclip.parity import (
@@ -16,6 +16,7 @@ from jaxclip.parity import (
     record,
     record_jax,
     replayed_draw,
+    replayed_mask,
     verify,
 )
 from jaxclip.parity._verify._port._drawn import Drawn
@@ -170,6 +171,32 @@ def test_draws_are_given_out_in_order_in_the_layout_and_dtype_asked_for(tmp_path
     assert (first.dtype, second.dtype) == (jnp.int8, jnp.bfloat16)
     np.testing.assert_array_equal(first, t)
     np.testing.assert_array_equal(second, noise.T.astype(jnp.bfloat16))
+
+
+def test_a_mask_of_the_loop_is_replayed(tmp_path):
+    """Inputs are masked at random, as a masked language model's are."""
+    torch.manual_seed(0)
+    model = torch.nn.Linear(SIZE, 1)
+    optimizer = torch.optim.Adam(model.parameters(), lr=LR)
+    with record(tmp_path, model, optimizer) as run:
+        for _ in range(2):
+            x = torch.randn(BATCH, SIZE)
+            with run.step(x=x):
+                optimizer.zero_grad()
+                masked = x * torch.bernoulli(torch.full_like(x, 0.5))
+                model(masked).square().mean().backward()
+                optimizer.step()
+
+    def loss_fn(model, batch):
+        keep = jax.random.bernoulli(jax.random.key(0), 0.5, batch["x"].shape)
+        keep = replayed_mask(None, keep)
+        output = model(jnp.where(keep, batch["x"], 0))
+        return (output**2).mean(), output
+
+    linear = nnx.Linear(SIZE, 1, rngs=nnx.Rngs(0))
+    report = verify(tmp_path, Port(linear, loss_fn, optim.adam(LR)))
+    report.raise_if_different()
+    assert all(stage.notes == () for stage in report.stages)
 
 
 def test_booleans_and_unknown_layouts_are_refused(recorded):

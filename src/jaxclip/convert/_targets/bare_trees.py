@@ -8,6 +8,7 @@ from collections.abc import Mapping
 from typing import Any
 
 import jax
+import jax.numpy as jnp
 import numpy as np
 from flax import linen as nn
 from flax import nnx
@@ -25,7 +26,14 @@ def is_bare(target: object) -> bool:
         return False
     leaves = jax.tree.leaves(target)
     return not (len(leaves) == 1 and leaves[0] is target) and any(
-        isinstance(leaf, _ARRAYS) or _is_torchs(leaf) for leaf in leaves
+        _is_array(leaf) or _is_torchs(leaf) for leaf in leaves
+    )
+
+
+def _is_array(leaf: Any) -> bool:
+    """Say whether torch has a counterpart for a leaf; it has none for a key."""
+    return isinstance(leaf, _ARRAYS) and not jnp.issubdtype(
+        leaf.dtype, jax.dtypes.extended
     )
 
 
@@ -35,7 +43,7 @@ def _is_torchs(leaf: object) -> bool:
 
 def arrays_in(tree: Any) -> Any:
     """Return a tree that has nothing but its arrays, and None in place of the rest."""
-    return jax.tree.map(lambda leaf: leaf if isinstance(leaf, _ARRAYS) else None, tree)
+    return jax.tree.map(lambda leaf: leaf if _is_array(leaf) else None, tree)
 
 
 def bare_target(tree: Any) -> Target:
@@ -52,7 +60,7 @@ def bare_target(tree: Any) -> Target:
                 f"target holds a tensor of torch's at {'.'.join(path)!r}; it must hold "
                 "the parameters of the port. The source is the second argument."
             )
-        if isinstance(leaf, _ARRAYS):
+        if _is_array(leaf):
             leaves[path] = Leaf(path, leaf, trained=True)
 
     def filled(values: Mapping[Path, jax.Array]) -> Any:

@@ -65,13 +65,13 @@ def _kept(kept: np.ndarray[Any, Any], kind: str) -> np.ndarray[Any, Any]:
 
 @dataclass(frozen=True)
 class Remark:
-    """Something to say of a mask.
+    """Something to say of what was drawn.
 
     Attributes:
-        module: The torch module of the mask; "" if it is not known.
+        module: The torch module that drew it; "" if it is not known.
         text: What there is to say.
         wrong: Whether the port draws otherwise than torch, which the values do not
-            show where the mask is torch's.
+            show where they are torch's.
     """
 
     module: str
@@ -133,10 +133,12 @@ def place_of(module: str) -> str:
 
 
 def said(module: str) -> str:
+    """Return what a port says for a place."""
     return "None" if module == OUTSIDE else repr(module)
 
 
 def times(count: int) -> str:
+    """Say how often something happened."""
     return "once" if count == 1 else f"{count} times"
 
 

@@ -11,15 +11,17 @@ from jaxclip.parity._trace._records import OUTSIDE
 from jaxclip.parity._verify._port._replay import ACTIVE
 
 
-def replayed_mask(module: str, keep: Any, *, layout: Layout = SAME) -> Any:
+def replayed_mask(module: str | None, keep: Any, *, layout: Layout = SAME) -> Any:
     """Return what a dropout is to keep: while it is verified, what torch's kept.
 
-    For dropout that is written by hand. `verify` and `compare` let it keep what the
-    dropout of the recorded run did, call by call; everywhere else ``keep`` comes back
-    as it is, and costs nothing. Flax's own ``Dropout`` needs no such line.
+    For dropout that is written by hand, and whatever else draws zeros and ones.
+    `verify` and `compare` let it keep what torch's did in the recorded run, call by
+    call; everywhere else ``keep`` comes back as it is, and costs nothing. Flax's own
+    ``Dropout`` needs no such line.
 
     Args:
-        module: The path of the torch module.
+        module: The path of torch's dropout; where that is a function, of the module
+            that calls it, ``""`` for the model itself; None if the loop does.
         keep: What the port drew: booleans, of the shape of what is dropped, or of
             length 1 along the axes along which a draw is for all, as torch's
             ``Dropout2d`` has it.
@@ -55,7 +57,8 @@ def replayed_mask(module: str, keep: Any, *, layout: Layout = SAME) -> Any:
     if replay is None:
         return keep
     layout = layouts.checked(layout, "layout")
-    kept = replay.of_torch(module, jnp.shape(keep), layout)
+    place = OUTSIDE if module is None else module
+    kept = replay.of_torch(place, jnp.shape(keep), layout)
     return keep if kept is None else kept
 
 

@@ -88,7 +88,7 @@ class Replay:
 
     def of_torch(self, path: str, shape: tuple[int, ...], layout: Layout) -> Any:
         """Return what the next call of a dropout of torch's kept, or None."""
-        return self._next((path,), shape, layout, f"replayed_mask({path!r})")
+        return self._next((path,), shape, layout, f"replayed_mask({said(path)})")
 
     def draw_of(self, module: str, shape: tuple[int, ...], layout: Layout) -> Any:
         """Return the next numbers that a module of torch's drew, or None."""
@@ -131,11 +131,11 @@ class Replay:
         own = [n for n, call in enumerate(self.drawn.masks) if call.module in modules]
         free = [index for index in own if index not in self._used]
         if not free:
-            said = times(len(own)) if own else "never"
+            count = times(len(own)) if own else "never"
             names = ", ".join(map(place_of, modules))
             self._say(
                 modules[0] if own else "",
-                f"{asker} drops numbers by a draw of its own: torch drew {said} what "
+                f"{asker} drops numbers by a draw of its own: torch drew {count} what "
                 f"{names} keeps, as far as is recorded, and the port asks again",
             )
             return None
