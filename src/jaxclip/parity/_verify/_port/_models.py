@@ -165,12 +165,14 @@ class LinenModel:
 
     def look(self, loss_fn: LossFn, batch: Any) -> None:
         """See what modules the loss function calls, those of compact methods too."""
+        module = self._computing(wide=True)
 
         def call(variables: Any, batch: Any) -> None:
-            loss_fn(LinenFunction(self.module, variables), batch)
+            loss_fn(LinenFunction(module, variables), batch)
 
         with jax.enable_x64(True):
-            _, seen = seen_in(call, self.variables, batch)
+            # As they are in a run in float64: a layer may want both to be alike.
+            _, seen = seen_in(call, *jax.tree.map(_widened, (self.variables, batch)))
         self.target = self.module, self.variables, seen
 
     def split(self, variables: Any) -> tuple[Any, Any]:
@@ -193,8 +195,7 @@ class LinenModel:
         wide: bool | None,
     ) -> Called:
         """Give the loss function what calls ``apply``."""
-        own = {f.name: getattr(self.module, f.name) for f in fields(self.module)}
-        module = self.module.clone(**_dtypes(own, wide))
+        module = self._computing(wide=wide)
         bound = LinenFunction(module, {"params": params, **rest})
         self.order = []
         with replay.active(), replayed_linen(replay):
@@ -202,6 +203,11 @@ class LinenModel:
                 value = loss_fn(bound, batch)
         rest = self.split(bound.variables)[1]
         return Called(value, rest, bound.calls, replay.account)
+
+    def _computing(self, *, wide: bool | None) -> nn.Module:
+        """Return the module, held to no other dtype than it is to compute in."""
+        own = {f.name: getattr(self.module, f.name) for f in fields(self.module)}
+        return self.module.clone(**_dtypes(own, wide))
 
 
 class LinenFunction:
@@ -293,6 +299,13 @@ class BareModel:
         with replay.active():
             value = loss_fn(tree, batch)
         return Called(value, rest, {}, replay.account)
+
+
+def _widened(leaf: Any) -> Any:
+    """Return the shape of an array in float64, of what is no float as it is."""
+    if not jnp.issubdtype(jnp.result_type(leaf), jnp.floating):
+        return leaf
+    return jax.ShapeDtypeStruct(jnp.shape(leaf), np.float64)
 
 
 def _dtypes(attributes: Mapping[str, Any], wide: bool | None) -> dict[str, Any]:
