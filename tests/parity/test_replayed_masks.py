@@ -184,10 +184,9 @@ def test_masks_that_were_not_recorded_are_named_once(tmp_path):
     report = verify(path, port("dense"), free_run=False)
     assert not report
     assert report.notes == (
-        "Random numbers were drawn in drop, last that are not recorded: the steps "
-        "cannot be computed anew unless the port draws the same. Record the run "
-        "without them. (What nn.Dropout, 1d, 2d and 3d draw as modules is recorded, "
-        "and replayed.)",
+        "Random numbers were drawn in 'drop', 'last' that are not recorded: the steps "
+        "cannot be computed anew unless the port draws the same. Record the run with "
+        "masks and draws in keep=.",
     )
 
 

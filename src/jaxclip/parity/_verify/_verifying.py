@@ -213,11 +213,16 @@ def _notes(
     if not trace.finished:
         yield "The run did not come to its end; the recording has the steps before."
     if random:
+        why = (
+            "A kernel that draws as it computes does not show them, and neither does "
+            "the first step that draws after one that did not."
+        )
+        if not {"masks", "draws"} <= {*trace.run.keep}:
+            why = "Record the run with masks and draws in keep=."
         yield (
             f"Random numbers were drawn in {', '.join(map(place_of, sorted(random)))} "
             "that are not recorded: the steps cannot be computed anew unless the port "
-            "draws the same. A kernel that draws as it computes does not show them, "
-            "and neither does the first step that draws after one that did not."
+            f"draws the same. {why}"
         )
     if is_coarse(computed):
         kept = any(is_coarse(array.dtype) for array in first.params.values())
