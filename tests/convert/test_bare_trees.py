@@ -15,6 +15,8 @@ from jaxclip import convert, optim, parity
 from jaxclip.convert import ConversionError, WeightMap, from_torch, mapping, to_torch
 from jaxclip.convert._axes import likely_order
 
+# A convolution and two products of float32, added up in another order.
+ROUNDING = {"rtol": 1e-5, "atol": 1e-6}
 AXES = {"*.w": (1, 0), "conv.kernel": (2, 3, 1, 0)}
 
 
@@ -72,8 +74,7 @@ def test_a_function_of_converted_parameters_is_torchs():
     np.testing.assert_allclose(
         forward(made, jnp.asarray(x.permute(0, 2, 3, 1).numpy())),
         source(x).detach().numpy(),
-        rtol=1e-5,
-        atol=1e-6,
+        **ROUNDING,
     )
 
 
@@ -171,8 +172,7 @@ def test_a_module_of_equinox_is_a_tree():
     np.testing.assert_allclose(
         jax.vmap(made)(jnp.asarray(x.numpy())),
         source(x).detach().numpy(),
-        rtol=1e-5,
-        atol=1e-6,
+        **ROUNDING,
     )
     returned = to_torch(made, axes=ADDED)
     assert returned.keys() == source.state_dict().keys()
