@@ -41,6 +41,7 @@ _KERNELS = {
 }
 
 
+# torch's modes have no types, which a strict check minds of a class and of its making.
 class Drawing(TorchDispatchMode):  # type: ignore[no-untyped-call]
     """Tells of each draw while it is entered; what is drawn stays what it is.
 

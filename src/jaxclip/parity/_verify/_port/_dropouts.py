@@ -66,8 +66,8 @@ class Dropouts:
         }
         self._replays = True
         # Where the user says that torch's is a function that a module calls.
-        by_functions = {*said} - {drop.path for drop in drops}
-        self._of_functions = {path: said[path] for path in said if path in by_functions}
+        own = {drop.path for drop in drops}
+        self._of_functions = {n: place for n, place in said.items() if n not in own}
         self._places: dict[str, dict[str, int]] = {}
         for drop in drops:
             layout = _LAYOUTS[drop.type]

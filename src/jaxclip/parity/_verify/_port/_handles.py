@@ -1,5 +1,6 @@
 """What a port says where it draws random numbers by hand, to be given torch's."""
 
+from collections.abc import Callable
 from typing import Any
 
 import jax.numpy as jnp
@@ -8,7 +9,7 @@ import numpy as np
 from jaxclip.convert._rules import layouts
 from jaxclip.convert._rules.layouts import SAME, Layout
 from jaxclip.parity._trace._records import OUTSIDE
-from jaxclip.parity._verify._port._replay import ACTIVE
+from jaxclip.parity._verify._port._replay import ACTIVE, Replay
 
 
 def replayed_mask(module: str | None, keep: Any, *, layout: Layout = SAME) -> Any:
@@ -53,12 +54,7 @@ def replayed_mask(module: str | None, keep: Any, *, layout: Layout = SAME) -> An
             "which elements are kept. Scale what is kept afterwards: "
             "jnp.where(keep, x / (1 - rate), 0)."
         )
-    replay = ACTIVE.get()
-    if replay is None:
-        return keep
-    layout = layouts.checked(layout, "layout")
-    place = OUTSIDE if module is None else module
-    kept = replay.of_torch(place, jnp.shape(keep), layout)
+    kept = _asked(Replay.of_torch, module, keep, layout)
     return keep if kept is None else kept
 
 
@@ -101,13 +97,20 @@ def replayed_draw(module: str | None, drawn: Any, *, layout: Layout = SAME) -> A
             f"replayed_draw({module!r}, drawn): drawn is boolean, as which elements a "
             "dropout keeps is: use replayed_mask."
         )
+    found = _asked(Replay.draw_of, module, drawn, layout)
+    return drawn if found is None else jnp.asarray(found, dtype)
+
+
+def _asked(
+    ask: Callable[..., Any], module: str | None, drawn: Any, layout: Layout
+) -> Any:
+    """Return what torch drew in the place of a draw; None outside a verification."""
     replay = ACTIVE.get()
     if replay is None:
-        return drawn
+        return None
     layout = layouts.checked(layout, "layout")
     place = OUTSIDE if module is None else module
-    found = replay.draw_of(place, jnp.shape(drawn), layout)
-    return drawn if found is None else jnp.asarray(found, dtype)
+    return ask(replay, place, jnp.shape(drawn), layout)
 
 
 # Where users import them from, which is what they should see.
