@@ -378,6 +378,22 @@ def test_an_element_is_moved_in_the_iteration_in_which_it_decides():
     assert not np.allclose(last, expected)
 
 
+def test_a_bound_belongs_to_its_iteration():
+    def function(rows):
+        def body(low, row):
+            return low + 1, jnp.maximum(row, low)
+
+        return jax.lax.scan(body, jnp.zeros(()), rows)[1]
+
+    # As many iterations as elements, so that a bound could be taken along either.
+    rows = np.arange(9, dtype=np.float32).reshape(3, 3)
+    evaluation = Evaluation()
+    Traced(function, rows)(rows, evaluation=evaluation)
+    [seen] = [s for s in evaluation.seen if s.decision.primitive == "max"]
+    found = seen.decision.distance(np.asarray(seen.value), np.asarray(seen.bound))
+    np.testing.assert_array_equal(found, np.arange(3)[:, None] - rows)
+
+
 def test_what_kinks_explain_is_fitted():
     effects = [np.asarray([1.0, 0, 0]), np.asarray([0.0, 2, 0]), np.zeros(3)]
     assert flipped(np.asarray([1.0, 0.01, 0]), effects) == [0]

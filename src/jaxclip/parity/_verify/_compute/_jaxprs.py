@@ -219,7 +219,11 @@ class Evaluation:
             unroll=given["unroll"],
         )
         self.seen = outer + [
-            seen._replace(decision=seen.decision.repeated(), value=value, bound=bounds)
+            seen._replace(
+                decision=seen.decision.repeated(),
+                value=value,
+                bound=None if bounds is None else _beside(value, bounds),
+            )
             for seen, (value, bounds) in zip(inner, kept, strict=True)
         ]
         return [self._made(array, position) for array in (*ended, *ys)]
@@ -251,6 +255,12 @@ class Evaluation:
         branches = [self._opaque(branch) for branch in eqn.params["branches"]]
         made: list[Any] = jax.lax.switch(index, branches, *operands)
         return made
+
+
+def _beside(value: Any, bounds: Any) -> Any:
+    """Give the bounds of all iterations the axes of the value, which they lack."""
+    missing = (1,) * (value.ndim - bounds.ndim)
+    return bounds.reshape(*bounds.shape[:1], *missing, *bounds.shape[1:])
 
 
 def _source(eqn: Any) -> str:
