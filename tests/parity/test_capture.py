@@ -7,6 +7,7 @@ from flax import linen, nnx
 
 from jaxclip.parity._verify._port._capture import captured_nnx
 from jaxclip.parity._verify._port._models import LinenModel, NNXModel, read_model
+from jaxclip.parity._verify._port._paths import named, path_of
 from jaxclip.parity._verify._port._replay import Replay
 
 
@@ -36,22 +37,27 @@ class Net(nnx.Module):
 def test_calls_are_kept_once_each_and_in_order():
     net = Net(nnx.Rngs(0))
     call = Inner.__call__
-    with captured_nnx(net) as (calls, hidden):
+    with named(net), captured_nnx(net) as captured:
         output = net(jnp.arange(3))
+    calls = captured.calls
     counts = {path: len(outputs) for path, outputs in calls.items()}
     assert counts == {"embed": 2, "twice": 2, "": 1}
-    assert hidden == {"scanned"}
+    assert [path for path, _ in captured.order] == [
+        *("embed", "twice", "twice", "scanned", "embed", "")
+    ]
     assert (calls[""][0] == output).all()
     assert not (calls["twice"][0] == calls["twice"][1]).all()
     assert Inner.__call__ is call
+    assert path_of(net.twice) is None
 
 
 def test_a_class_is_as_it_was_after_an_error():
     net = Net(nnx.Rngs(0))
     call = Inner.__call__
-    with pytest.raises(TypeError), captured_nnx(net):
+    with pytest.raises(TypeError), named(net), captured_nnx(net):
         net()
     assert Inner.__call__ is call
+    assert path_of(net.twice) is None
 
 
 @pytest.mark.parametrize("wide", [False, True])

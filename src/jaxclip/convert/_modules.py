@@ -1,7 +1,8 @@
 """Which torch module and which Flax module are the same, and how their outputs lie."""
 
+import re
 from collections import Counter, defaultdict
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 
 from jaxclip.convert._rules.layouts import Layout
@@ -15,7 +16,8 @@ class ModulePair:
         torch: The path of the torch module, as ``named_modules()`` gives it: ``""``
             for the model itself.
         flax: The path of the Flax module, dotted: attributes in NNX, and in Linen
-            what Flax names its scopes; ``""`` for the model itself.
+            what Flax names its scopes; ``""`` for the model itself. Where it is one of
+            stacked layers, their module has the number: ``"blocks[0].fc"``.
         kind: The type of the Flax module; empty where it is not known.
         layout: How the output lies, as ``WeightMap.with_layouts`` takes it; None if
             that is not known.
@@ -88,6 +90,88 @@ def _counterpart(path: str, new: str, old: str) -> str | None:
     if owner == inner:
         return ""
     return owner.removesuffix(f".{inner}") if owner.endswith(f".{inner}") else None
+
+
+def is_in(path: str, outer: str) -> bool:
+    """Say whether a module is another, or lies in it, by their paths.
+
+    Example:
+        >>> is_in("blocks.fc", "blocks"), is_in("blocks2", "blocks"), is_in("fc", "")
+        (True, False, True)
+    """
+    return not outer or f"{path}.".startswith(f"{outer}.")
+
+
+def in_layers(path: str, layers: Mapping[str, int]) -> str:
+    """Put the numbers of stacked layers into the path of a module in them.
+
+    Args:
+        path: The path.
+        layers: The numbers by the paths of the modules that hold several layers as one,
+            the outer module first.
+
+    Example:
+        >>> in_layers("blocks.mlp.fc", {"blocks": 2}), in_layers("fc", {"": 0})
+        ('blocks[2].mlp.fc', '[0].fc')
+    """
+    for stack, layer in reversed([*layers.items()]):
+        inner = path[len(stack) :].removeprefix(".")
+        path = joined(f"{stack}[{layer}]", inner)
+    return path
+
+
+def without_layers(path: str) -> str:
+    """Return the path of a module without the numbers of stacked layers.
+
+    Example:
+        >>> without_layers("blocks[2].mlp[0].fc")
+        'blocks.mlp.fc'
+    """
+    return _LAYER.sub("", path).removeprefix(".")
+
+
+def layers_in(paths: Iterable[str]) -> dict[str, int]:
+    """Return of each module that holds several layers as one how many they are.
+
+    Args:
+        paths: Those of the modules in them, with the numbers of the layers.
+
+    Example:
+        >>> layers_in(["head", "blocks[0].fc", "blocks[1].fc", "blocks[1].mlp[0].fc"])
+        {'blocks': 2, 'blocks.mlp': 1}
+    """
+    counts: dict[str, int] = {}
+    for path in paths:
+        for found in _LAYER.finditer(path):
+            stack = without_layers(path[: found.start()])
+            counts[stack] = max(counts.get(stack, 0), int(found[1]) + 1)
+    return counts
+
+
+def stars(pattern: str, path: str) -> tuple[int, ...] | None:
+    """Return the number that each ``*`` of a pattern stands for in a path, if it fits.
+
+    Example:
+        >>> stars("blocks.*.mlp.*", "blocks.3.mlp.0"), stars("blocks.*", "blocks.a")
+        ((3, 0), None)
+    """
+    found = re.fullmatch(re.escape(pattern).replace(r"\*", r"(\d+)"), path)
+    return found and tuple(map(int, found.groups()))
+
+
+def starred(pattern: str, numbers: Sequence[int]) -> str:
+    """Return a pattern with numbers for its stars.
+
+    Example:
+        >>> starred("blocks.*.mlp.*", (3, 0))
+        'blocks.3.mlp.0'
+    """
+    first, *others = pattern.split("*")
+    inner = (f"{n}{part}" for n, part in zip(numbers, others, strict=True))
+    return "".join([first, *inner])
+
+
+_LAYER = re.compile(r"\[(\d+)\]")
 
 
 def joined(path: str, name: str) -> str:

@@ -9,7 +9,7 @@ import jax
 import numpy as np
 
 from jaxclip.convert._errors import ConversionError
-from jaxclip.convert._modules import ModulePair, joined
+from jaxclip.convert._modules import ModulePair, in_layers, joined
 from jaxclip.convert._rules.links import Arrays, Link, Rule, same
 from jaxclip.convert._rules.registry import (
     call_of,
@@ -178,7 +178,7 @@ def _entries(
         return
     if path in stacked:
         stacked.remove(path)
-        yield from _stacked_entries(node, prefix, path, stacked, problems)
+        yield from _stacked_entries(node, prefix, path, stacked, modules, problems)
         return
     rule = find_rule(type(node.module))
     if rule is None:
@@ -220,7 +220,12 @@ def _entries(
 
 
 def _stacked_entries(
-    node: Node, prefix: str, path: str, stacked: set[str], problems: list[str]
+    node: Node,
+    prefix: str,
+    path: str,
+    stacked: set[str],
+    modules: list[ModulePair],
+    problems: list[str],
 ) -> Iterator[Entry]:
     leaves = node.beneath()
     layers = layer_count(node)
@@ -232,14 +237,27 @@ def _stacked_entries(
         )
         return
     whole = {leaf.path: leaf for leaf in leaves.values()}
-    # Its modules are each several in torch, and none of them the whole.
-    for entry in _entries(one_layer(node), "", path, stacked, [], problems):
+    own: list[ModulePair] = []
+    for entry in _entries(one_layer(node), "", path, stacked, own, problems):
         link = stack(replace(entry.link, torch=entry.names), layers)
         yield Entry(
             link,
             names=tuple(joined(prefix, name) for name in link.torch),
             leaves=tuple(whole[leaf.path] for leaf in entry.leaves),
         )
+    stack_path = ".".join(node.path)
+    for layer in range(layers):
+        number = {stack_path: layer}
+        for pair in own:
+            origin = pair.alias_of
+            modules.append(
+                replace(
+                    pair,
+                    torch=joined(joined(prefix, str(layer)), pair.torch),
+                    flax=in_layers(pair.flax, number),
+                    alias_of=None if origin is None else in_layers(origin, number),
+                )
+            )
 
 
 def _pair(node: Node, prefix: str) -> Iterator[ModulePair]:

@@ -40,8 +40,8 @@ class WeightMap:
         notes: What was found out in making it, in words.
         modules: The modules that hold weights and return something, where one of torch
             and one of Flax are the same, outer ones first: with their paths and how
-            their outputs lie. Modules in stacked layers are several in torch and are
-            not among them.
+            their outputs lie. A module in stacked layers is one for each layer, and
+            Flax's path has the number: ``"blocks[0].fc"``.
     """
 
     entries: tuple[Entry, ...]

@@ -11,7 +11,8 @@ from flax import nnx
 
 from jaxclip.parity._verify._compute._bench import norm_in
 from jaxclip.parity._verify._compute._runs import Forward, Precision, Runs
-from jaxclip.parity._verify._port._capture import Calls, Order
+from jaxclip.parity._verify._port._calls import Calls, unrolled
+from jaxclip.parity._verify._port._capture import Order
 from jaxclip.parity._verify._port._drawn import Drawn
 from jaxclip.parity._verify._port._dropouts import Dropouts
 from jaxclip.parity._verify._port._models import LinenModel, NNXModel, read_model
@@ -122,6 +123,7 @@ def in_order(calls: Calls, order: Order) -> Iterator[tuple[str, str, int, Any]]:
         calls: What they returned, by path.
         order: The order in which they did, as it was when the model was traced.
     """
+    calls, _ = unrolled(calls, {})
     seen: Counter[str] = Counter()
     types = dict(order)
     for path in [path for path, _ in order] + [p for p, o in calls.items() for _ in o]:

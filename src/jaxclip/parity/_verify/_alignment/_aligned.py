@@ -7,7 +7,7 @@ import numpy as np
 
 from jaxclip.parity._trace._step import Step
 from jaxclip.parity._verify._alignment._alignment import Place
-from jaxclip.parity._verify._port._capture import Calls
+from jaxclip.parity._verify._port._calls import Calls
 from jaxclip.parity._verify._port._dropouts import Dropouts
 
 Array = np.ndarray[Any, Any]

@@ -18,6 +18,7 @@ from jaxclip._arrays import to_numpy
 from jaxclip.convert import ConversionError, ModulePair, WeightMap
 from jaxclip.convert._map import activations as outputs
 from jaxclip.convert._map.pieces import pieces
+from jaxclip.convert._modules import layers_in, without_layers
 from jaxclip.convert._optimizers.collecting import Collecting
 from jaxclip.convert._optimizers.layout import Layout
 from jaxclip.convert._rules import layouts
@@ -25,7 +26,7 @@ from jaxclip.convert._targets.tree import tree_path
 from jaxclip.parity._arrays import unfilled
 from jaxclip.parity._trace._records import Run
 from jaxclip.parity._trace._step import Step
-from jaxclip.parity._verify._port._capture import Calls
+from jaxclip.parity._verify._port._calls import Calls, unrolled
 from jaxclip.parity._verify._port._dropouts import Dropouts
 from jaxclip.parity._verify._port._models import Model
 from jaxclip.parity._verify._port._port import Port
@@ -39,6 +40,10 @@ State = Mapping[str, Mapping[str, Any]]
 FIRST = "0"
 """The first part of a tuple. Of what torch's attention and recurrent nets return,
 Flax's own return that alone."""
+
+
+HIDDEN = "called where nobody can look, as inside of jax.vmap or lax.cond"
+"""Why a module has no activations that could be compared."""
 
 
 class Place(NamedTuple):
@@ -253,6 +258,8 @@ class Alignment:
         Returns:
             The arrays, and for each torch module that has none the reason.
         """
+        stacks = layers_in(pair.flax for pair in self.weights.modules)
+        calls, hidden = unrolled(calls, stacks)
         both = *self.weights.modules, *self.dropouts.pairs(calls)
         pairs = {pair.torch: pair for pair in both}
         shared = _shared_out(pairs, calls, order)
@@ -260,7 +267,7 @@ class Alignment:
         arrays: dict[Place, Array] = {}
         reasons: dict[str, str] = {}
         for module in dict.fromkeys(place.module for place in order):
-            reason = self._reason(pairs.get(module), shared.get(module))
+            reason = self._reason(pairs.get(module), shared.get(module), hidden)
             if reason:
                 reasons[module] = reason
                 continue
@@ -279,13 +286,15 @@ class Alignment:
                     arrays[first if alone else Place(module, call, part)] = array
         return arrays, reasons
 
-    def _reason(self, pair: ModulePair | None, calls: list[Any] | None) -> str:
+    def _reason(
+        self, pair: ModulePair | None, calls: list[Any] | None, hidden: set[str]
+    ) -> str:
         if pair is None and not self.weights.modules:
             return "the port is a tree of parameters, which has no modules"
         if pair is None:
             return "not paired with a module of the port: say it in layouts"
-        if pair.flax in self._model.hidden:
-            return "called inside of a transformation, as lax.scan is"
+        if without_layers(pair.flax) in hidden:
+            return HIDDEN
         if calls is None:
             return f"the port calls {pair.flax!r} nowhere, or another number of times"
         if pair.layout is None:

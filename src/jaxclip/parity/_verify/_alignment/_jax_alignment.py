@@ -24,8 +24,8 @@ from jaxclip.parity._jax._names import (
 )
 from jaxclip.parity._trace._step import Step
 from jaxclip.parity._verify._alignment._aligned import Array, Arrays, Cast, State
-from jaxclip.parity._verify._alignment._alignment import Place, flat
-from jaxclip.parity._verify._port._capture import Calls
+from jaxclip.parity._verify._alignment._alignment import HIDDEN, Place, flat
+from jaxclip.parity._verify._port._calls import Calls, unrolled
 from jaxclip.parity._verify._port._dropouts import Dropouts
 from jaxclip.parity._verify._port._models import Model, NNXModel
 from jaxclip.parity._verify._port._port import Port
@@ -180,6 +180,7 @@ class JaxAlignment:
         self, calls: Calls, order: Sequence[Place]
     ) -> tuple[dict[Place, Array], dict[str, str]]:
         """Return what modules returned, and why that of others is not there."""
+        calls, hidden = unrolled(calls, {})
         arrays: dict[Place, Array] = {}
         reasons: dict[str, str] = {}
         for module in dict.fromkeys(place.module for place in order):
@@ -189,9 +190,7 @@ class JaxAlignment:
                     arrays[Place(module, call, part)] = array
             if own not in calls:
                 reasons[module] = (
-                    "called inside of a transformation, as lax.scan is"
-                    if own in self._model.hidden
-                    else f"the port calls no module {own!r}"
+                    HIDDEN if own in hidden else f"the port calls no module {own!r}"
                 )
         return arrays, reasons
 

@@ -5,7 +5,7 @@ elements of what it computes moved by a little (``moves``), where a comparison o
 maximum looks at them.
 """
 
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from typing import Any, NamedTuple
 
 import jax
@@ -15,6 +15,8 @@ from jax.extend import core
 
 from jaxclip.parity._verify._compute._deciding import Decision, decision_of
 from jaxclip.parity._verify._compute._lifting import bound, lifted
+from jaxclip.parity._verify._port._calls import Calls, Repeated
+from jaxclip.parity._verify._port._inside import ASK, MARK, Question, Turns
 
 Moves = Mapping[int, tuple[Any, Any]]
 """By the number of a value: flat indices of its elements, and what is added there."""
@@ -64,24 +66,51 @@ class Seen(NamedTuple):
     where: tuple[str, ...]
 
 
+class Marked(NamedTuple):
+    """What a module returned inside of a transformation.
+
+    Attributes:
+        path: The path of the module.
+        tree: The structure of what it returned.
+        leaves: The arrays in it, of scans those of all iterations, stacked.
+        turns: The iterations of each scan, the outermost first.
+    """
+
+    path: str
+    tree: Any
+    leaves: list[Any]
+    turns: tuple[Turns, ...] = ()
+
+
 class Evaluation:
     """One evaluation of a traced function.
 
     Args:
         lift: Whether all floats are float64.
         moves: What is added to elements of its values.
+        answers: What was asked for inside of transformations: arrays with an axis for
+            each scan in front.
 
     Attributes:
         seen: The decisions that were made, in order.
+        marked: What modules returned inside of transformations, in order.
     """
 
-    def __init__(self, *, lift: bool = False, moves: Moves | None = None) -> None:
+    def __init__(
+        self,
+        *,
+        lift: bool = False,
+        moves: Moves | None = None,
+        answers: Mapping[Question, Any] | None = None,
+    ) -> None:
         """Start with nothing seen."""
-        self._lift, self._moves = lift, moves or {}
+        self._lift, self._moves, self._answers = lift, moves or {}, answers or {}
         self.seen: list[Seen] = []
+        self.marked: list[Marked] = []
         self._count = 0
-        self._blind = False
+        self._blind = self._again = False
         self._passed: dict[int, int] = {}
+        self._scans: tuple[tuple[Turns, Any], ...] = ()
 
     def __call__(self, closed: core.ClosedJaxpr, *args: Any) -> list[Any]:
         """Evaluate it."""
@@ -146,7 +175,17 @@ class Evaluation:
             called = eqn.params.get("name")
             within = (*where, called) if isinstance(called, str) else where
             consts = getattr(inner, "consts", ())
-            return self._run(jaxpr, consts, values, within, position)
+            again = self._again
+            # A checkpoint computes anew what its derivative needs.
+            self._again = again or eqn.params.get("differentiated", False)
+            made = self._run(jaxpr, consts, values, within, position)
+            self._again = again
+            return made
+        if eqn.primitive is MARK:
+            self._keep(eqn, values)
+            return values
+        if eqn.primitive is ASK:
+            return [self._answered(eqn, values[0])]
         if name == "scan":
             return self._scan(eqn, values, where, position)
         arrays = [value.array for value in values]
@@ -161,6 +200,19 @@ class Evaluation:
         if name in ("max", "min", "clamp"):
             self._pass_on(eqn, values, made)
         return made
+
+    def _keep(self, eqn: Any, values: list[Value]) -> None:
+        if not (self._again or eqn.params["batched"]):
+            leaves = [value.array for value in values]
+            self.marked.append(Marked(eqn.params["path"], eqn.params["tree"], leaves))
+
+    def _answered(self, eqn: Any, drawn: Value) -> Value:
+        """Return what torch drew in this iteration; the port's own if nobody knows."""
+        found = self._answers.get(eqn.params["question"])
+        if found is None:
+            return drawn
+        answer = found[tuple(turn for _, turn in self._scans)]
+        return Value(self._cast(answer.astype(eqn.outvars[0].aval.dtype)))
 
     def _pass_on(self, eqn: Any, values: list[Value], made: list[Value]) -> None:
         """Take what passes a bound for what it was: its derivative compares the two."""
@@ -192,13 +244,17 @@ class Evaluation:
         fixed = [Value(value.array) for value in values[:consts]]
         start = [value.array for value in values[consts : consts + carried]]
         xs = [value.array for value in values[consts + carried :]]
-        first, outer = self._count, self.seen
+        first, outer, outer_marked = self._count, self.seen, self.marked
+        scans = self._scans
+        turns = Turns(given["length"], given["reverse"])
         inner: list[Seen] = []
+        marked: list[Marked] = []
 
         def body(carry: Any, given_x: Any) -> Any:
-            nonlocal inner
+            nonlocal inner, marked
             x, turn = given_x
-            self._count, self.seen = first, []
+            self._count, self.seen, self.marked = first, [], []
+            self._scans = (*scans, (turns, turn))
             at = turn if position is None else position * given["length"] + turn
             own = [*fixed, *(self._made(array, at) for array in (*carry, *x))]
             jaxpr = given["jaxpr"]
@@ -206,14 +262,16 @@ class Evaluation:
                 v.array for v in self._run(jaxpr.jaxpr, jaxpr.consts, own, where, at)
             ]
             inner, self.seen = self.seen, outer
+            marked, self.marked = self.marked, outer_marked
+            self._scans = scans
             kept = [(seen.value, seen.bound) for seen in inner]
-            return made[:carried], (made[carried:], kept)
+            leaves = [each.leaves for each in marked]
+            return made[:carried], (made[carried:], kept, leaves)
 
-        turns = jnp.arange(given["length"])
-        ended, (ys, kept) = jax.lax.scan(
+        ended, (ys, kept, leaves) = jax.lax.scan(
             body,
             start,
-            (xs, turns),
+            (xs, jnp.arange(turns.length)),
             length=given["length"],
             reverse=given["reverse"],
             unroll=given["unroll"],
@@ -225,6 +283,10 @@ class Evaluation:
                 bound=None if bounds is None else _beside(value, bounds),
             )
             for seen, (value, bounds) in zip(inner, kept, strict=True)
+        ]
+        self.marked = outer_marked + [
+            each._replace(leaves=stacked, turns=(turns, *each.turns))
+            for each, stacked in zip(marked, leaves, strict=True)
         ]
         return [self._made(array, position) for array in (*ended, *ys)]
 
@@ -257,6 +319,16 @@ class Evaluation:
         return made
 
 
+def calls_of(marked: Sequence[Marked]) -> Calls:
+    """Return what modules returned inside of transformations."""
+    calls: Calls = {}
+    for path, tree, leaves, turns in marked:
+        output = jax.tree.unflatten(tree, leaves)
+        known = Repeated(output, turns) if turns else output
+        calls.setdefault(path, []).append(known)
+    return calls
+
+
 def _beside(value: Any, bounds: Any) -> Any:
     """Give the bounds of all iterations the axes of the value, which they lack."""
     missing = (1,) * (value.ndim - bounds.ndim)
@@ -274,6 +346,27 @@ def _source(eqn: Any) -> str:
 
 
 _PACKAGES = ("jax", "jaxlib", "flax", "optax", "jaxclip/parity")
+
+
+def asked_in(
+    jaxpr: core.Jaxpr, turns: tuple[Turns, ...] = ()
+) -> Iterator[tuple[Question, tuple[Turns, ...]]]:
+    """Yield what is asked for in a traced function, and in which scans.
+
+    What is in a branch, a loop, or batched is left out, as nobody knows how often it
+    is asked there; so is what a checkpoint asks anew for its derivative.
+    """
+    for eqn in jaxpr.eqns:
+        name = eqn.primitive.name
+        if eqn.primitive is ASK and not eqn.params["batched"]:
+            yield eqn.params["question"], turns
+        elif name == "scan":
+            own = Turns(eqn.params["length"], eqn.params["reverse"])
+            yield from asked_in(eqn.params["jaxpr"].jaxpr, (*turns, own))
+        elif name in _INLINED and not eqn.params.get("differentiated", False):
+            inner = eqn.params.get(_INLINED[name])
+            if inner is not None:
+                yield from asked_in(getattr(inner, "jaxpr", inner), turns)
 
 
 def jaxprs_in(jaxpr: core.Jaxpr) -> list[core.Jaxpr]:

@@ -1,6 +1,6 @@
 """The dtypes in which a port computes, whatever its parameters are in."""
 
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Iterator
 from typing import Any
 
 import jax
@@ -9,6 +9,7 @@ import numpy as np
 from jax.extend import core
 
 from jaxclip.parity._verify._compute._jaxprs import Evaluation, jaxprs_in
+from jaxclip.parity._verify._port._inside import ASK, MARK, Question
 
 
 class Traced:
@@ -20,12 +21,13 @@ class Traced:
 
     Attributes:
         closed: Its equations.
+        returned: What it returns, with shapes in the place of arrays.
     """
 
     def __init__(self, function: Callable[..., Any], *args: Any) -> None:
         """Trace it."""
-        self.closed, shapes = jax.make_jaxpr(function, return_shape=True)(*args)
-        self._tree = jax.tree.structure(shapes)
+        traced = jax.make_jaxpr(function, return_shape=True)(*args)
+        self.closed, self.returned = traced
 
     def __call__(self, *args: Any, evaluation: Evaluation | None = None) -> Any:
         """Call it, as it was traced or as an evaluation does."""
@@ -34,7 +36,7 @@ class Traced:
             made = core.jaxpr_as_fun(self.closed)(*leaves)
         else:
             made = evaluation(self.closed, *leaves)
-        return jax.tree.unflatten(self._tree, made)
+        return jax.tree.unflatten(jax.tree.structure(self.returned), made)
 
     @property
     def dtypes(self) -> set[np.dtype[Any]]:
@@ -46,6 +48,20 @@ class Traced:
             for var in eqn.outvars
             if _is_float(var.aval)
         }
+
+    @property
+    def marked(self) -> set[str]:
+        """The paths of the modules that return something inside of transformations."""
+        return {eqn.params["path"] for eqn in self._eqns(MARK)}
+
+    @property
+    def questions(self) -> set[Question]:
+        """What is asked for inside of transformations."""
+        return {eqn.params["question"] for eqn in self._eqns(ASK)}
+
+    def _eqns(self, primitive: core.Primitive) -> Iterator[Any]:
+        for jaxpr in jaxprs_in(self.closed.jaxpr):
+            yield from (eqn for eqn in jaxpr.eqns if eqn.primitive is primitive)
 
 
 def _dtype(aval: Any) -> np.dtype[Any]:

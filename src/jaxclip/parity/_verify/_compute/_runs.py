@@ -13,9 +13,16 @@ import numpy as np
 import optax
 
 from jaxclip.parity._arrays import is_float
-from jaxclip.parity._verify._compute._jaxprs import Evaluation
+from jaxclip.parity._verify._compute._jaxprs import (
+    Evaluation,
+    Moves,
+    Seen,
+    asked_in,
+    calls_of,
+)
 from jaxclip.parity._verify._compute._precision import Traced
 from jaxclip.parity._verify._compute._products import full_products
+from jaxclip.parity._verify._port._answers import answers
 from jaxclip.parity._verify._port._drawn import Account, Drawn
 from jaxclip.parity._verify._port._dropouts import Dropouts
 from jaxclip.parity._verify._port._float32_draws import drawn_in_float32
@@ -186,9 +193,41 @@ class Runs:
         # What a dtype=, an astype or an array of another dtype holds back is float64,
         # too.
         held = wide and traced.dtypes > {np.dtype(np.float64)}
-        evaluation = Evaluation(lift=True) if held else None
-        found: Forward = traced(*given, evaluation=evaluation)
+        if held or traced.marked or traced.questions:
+            return self.evaluated(traced, *given, lift=bool(held))[0]
+        found: Forward = traced(*given)
         return found
+
+    def evaluated(
+        self, traced: Traced, *given: Any, lift: bool, moves: Moves | None = None
+    ) -> tuple[Forward, list[Seen]]:
+        """Evaluate the loss function with its gradient.
+
+        Args:
+            traced: The two as they were traced.
+            *given: What they are given.
+            lift: Whether all floats are float64.
+            moves: What is added to elements of values.
+
+        Returns:
+            What the loss function gave, with what is known of the inside of
+            transformations; and the decisions that were made.
+        """
+        *_, drawn = given
+        account = traced.returned.account
+        replay = self._dropouts.replay(drawn, account)
+        asked = [*asked_in(traced.closed.jaxpr)]
+        unseen = traced.questions - {question for question, _ in asked}
+        known = answers(replay, asked, unseen)
+        evaluation = Evaluation(lift=lift, moves=moves, answers=known)
+        found: Forward = traced(*given, evaluation=evaluation)
+        inside = calls_of(evaluation.marked)
+        calls = {**found.calls}
+        for path in traced.marked:
+            # Which of the calls in and outside of a transformation is first?
+            calls[path] = [] if path in calls else inside.get(path, [])
+        found = found._replace(calls=calls, account=replay.account)
+        return found, evaluation.seen
 
     def _loss_and_grads(
         self, params: Any, rest: Any, batch: Any, drawn: Drawn, *, wide: bool | None

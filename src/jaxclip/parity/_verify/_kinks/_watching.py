@@ -10,7 +10,7 @@ import jax.numpy as jnp
 import numpy as np
 
 from jaxclip.parity._verify._compute._deciding import Decision
-from jaxclip.parity._verify._compute._jaxprs import Evaluation, Seen
+from jaxclip.parity._verify._compute._jaxprs import Seen
 from jaxclip.parity._verify._compute._runs import Forward, Precision, Runs
 from jaxclip.parity._verify._port._drawn import Drawn
 
@@ -130,15 +130,13 @@ class Watched(Runs):
         return found
 
     def _with_moves(self, moves: Any, *given: Any, wide: bool) -> Forward:
-        evaluation = Evaluation(lift=wide, moves=moves)
-        found: Forward = self.traced(*given, wide=wide)(*given, evaluation=evaluation)
-        return found
+        traced = self.traced(*given, wide=wide)
+        return self.evaluated(traced, *given, lift=wide, moves=moves)[0]
 
     def _with_values(self, *given: Any, wide: bool) -> Any:
-        evaluation = Evaluation(lift=wide)
-        self.traced(*given, wide=wide)(*given, evaluation=evaluation)
-        self._seen[wide] = evaluation.seen
-        return [(seen.value, seen.bound) for seen in evaluation.seen]
+        traced = self.traced(*given, wide=wide)
+        _, self._seen[wide] = self.evaluated(traced, *given, lift=wide)
+        return [(seen.value, seen.bound) for seen in self._seen[wide]]
 
 
 def _filled(where: Sequence[int], by: Sequence[float]) -> tuple[Any, Any]:

@@ -1,69 +1,83 @@
 """What the modules of a model return, kept while the model is called."""
 
-from collections import defaultdict
 from collections.abc import Callable, Iterable, Iterator
 from contextlib import contextmanager
 from functools import wraps
 from typing import Any
 
-import jax.extend
-from flax import nnx
-from flax.traverse_util import flatten_dict
+from flax import linen, nnx
 
-from jaxclip.parity._verify._port._paths import Paths
+from jaxclip.parity._verify._port._calls import Calls
+from jaxclip.parity._verify._port._inside import marked, trace
+from jaxclip.parity._verify._port._paths import path_of
 
 METHODS = ("__call__", "attend")
 """What returns an activation: an embedding is an output layer by its second method."""
-
-Calls = dict[str, list[Any]]
-"""What a module returned, call by call, by the path that Flax lists it under."""
 
 Order = list[tuple[str, str]]
 """The path and the class of each module that returned, in the order in which it did."""
 
 
-@contextmanager
-def captured_nnx(
-    model: nnx.Module, order: Order | None = None
-) -> Iterator[tuple[Calls, set[str]]]:
-    """Keep what the modules of an NNX model return.
+class Captured:
+    """Keeps what modules return.
 
-    Their classes' methods are wrapped meanwhile. A call in another trace than this
-    one, as inside ``lax.scan`` or ``jax.checkpoint``, returns nothing that is known
-    out here.
-
-    Args:
-        model: The model.
-        order: What to add each module to that returns.
-
-    Yields:
-        The calls, and the paths of the modules that were called in another trace.
+    Attributes:
+        calls: What they returned in the trace in which this was made. In another, as
+            inside of ``lax.scan`` or ``jax.checkpoint``, it is marked instead.
+        order: The modules in the order in which they returned.
     """
-    paths = Paths(model)
-    calls: Calls = defaultdict(list)
-    hidden: set[str] = set()
-    running: set[tuple[int, str]] = set()
-    trace = _trace()
+
+    def __init__(self) -> None:
+        """Keep nothing yet."""
+        self.calls: Calls = {}
+        self.order: Order = []
+        self._running: set[tuple[int, str]] = set()
+        self._trace = trace()
+
+    def call(self, module: object, path: str, name: str, call: Any) -> Any:
+        """Call a method of a module, and keep what it returns.
+
+        Args:
+            module: The module.
+            path: Its path.
+            name: The name of the method.
+            call: The method, without arguments.
+
+        Returns:
+            What it returned, to be used in its place.
+        """
+        this = id(module), name
+        if this in self._running:  # super().__call__
+            return call()
+        self._running.add(this)
+        try:
+            output = call()
+        finally:
+            self._running.discard(this)
+        self.order.append((path, class_name(module)))
+        if trace() != self._trace:
+            return marked(path, output)
+        self.calls.setdefault(path, []).append(output)
+        return output
+
+
+@contextmanager
+def captured_nnx(model: nnx.Module) -> Iterator[Captured]:
+    """Keep what the modules of an NNX model return, which know their paths.
+
+    Their classes' methods are wrapped meanwhile.
+    """
+    captured = Captured()
 
     def wrap(name: str, method: Callable[..., Any]) -> Callable[..., Any]:
         @wraps(method)
         def wrapper(self: object, *args: Any, **options: Any) -> Any:
-            this = id(self), name
-            path = paths.of(self)
-            if path is None or this in running:  # super().__call__
+            path = path_of(self)
+            if path is None:
                 return method(self, *args, **options)
-            running.add(this)
-            try:
-                output = method(self, *args, **options)
-            finally:
-                running.discard(this)
-            if _trace() == trace:
-                calls[path].append(output)
-                if order is not None:
-                    order.append((path, class_name(self)))
-            else:
-                hidden.add(path)
-            return output
+            return captured.call(
+                *(self, path, name), lambda: method(self, *args, **options)
+            )
 
         return wrapper
 
@@ -76,33 +90,28 @@ def captured_nnx(
     for owner, name, method in kept:
         setattr(owner, name, wrap(name, method))
     try:
-        yield calls, hidden
+        yield captured
     finally:
         for owner, name, method in kept:
             setattr(owner, name, method)
 
 
-def noting(order: Order) -> Callable[..., Any]:
-    """Return what ``nn.intercept_methods`` takes to add each module that returns."""
+@contextmanager
+def captured_linen() -> Iterator[Captured]:
+    """Keep what the modules of Linen return."""
+    captured = Captured()
 
     def interceptor(method: Any, args: Any, options: Any, context: Any) -> Any:
-        output = method(*args, **options)
-        if context.method_name in METHODS:
-            order.append((".".join(context.module.path), class_name(context.module)))
-        return output
+        if context.method_name not in METHODS:
+            return method(*args, **options)
+        module = context.module
+        return captured.call(
+            *(module, ".".join(module.path), context.method_name),
+            lambda: method(*args, **options),
+        )
 
-    return interceptor
-
-
-def linen_calls(intermediates: Any) -> Calls:
-    """Return the calls in what Linen's ``capture_intermediates`` kept."""
-    calls: Calls = defaultdict(list)
-    flat = flatten_dict(intermediates)  # type: ignore[no-untyped-call]
-    # Of one module, "__call__" comes before "attend".
-    for path, outputs in sorted(flat.items(), key=lambda item: item[0][-1]):
-        if path[-1] in METHODS:
-            calls[".".join(path[:-1])] += outputs
-    return dict(calls)
+    with linen.intercept_methods(interceptor):
+        yield captured
 
 
 def class_name(thing: object) -> str:
@@ -118,7 +127,3 @@ def _owners(types: Iterable[type]) -> set[type]:
         for owner in each.__mro__
         if issubclass(owner, nnx.Module)
     }
-
-
-def _trace() -> Any:
-    return jax.extend.core.get_opaque_trace_state(convention="flax")

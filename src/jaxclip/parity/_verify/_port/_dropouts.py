@@ -8,11 +8,18 @@ it, and in the port to the same module, or is a module inside of that.
 from collections.abc import Iterator, Mapping
 
 from jaxclip.convert import ConversionError, ModulePair, WeightMap
-from jaxclip.convert._modules import joined
+from jaxclip.convert._modules import (
+    in_layers,
+    joined,
+    layers_in,
+    starred,
+    stars,
+    without_layers,
+)
 from jaxclip.convert._rules.layouts import SAME, Layout
 from jaxclip.parity._trace._records import Run
-from jaxclip.parity._verify._port._capture import Calls
-from jaxclip.parity._verify._port._drawn import Drawn
+from jaxclip.parity._verify._port._calls import Calls, around
+from jaxclip.parity._verify._port._drawn import Account, Drawn
 from jaxclip.parity._verify._port._models import Model
 from jaxclip.parity._verify._port._replay import Replay
 
@@ -58,9 +65,11 @@ class Dropouts:
         """Find a place for each."""
         types = {module.path: module.type for module in run.modules}
         drops = [module for module in run.modules if module.type in _LAYOUTS]
-        _check(said, types, model)
         known = {pair.torch: pair for pair in weights.modules}
         self.owners = {pair.flax: pair.torch for pair in weights.modules}
+        self._stacks = layers_in(self.owners)
+        said = _of_all_layers(said, types, self._stacks)
+        _check(said, types, model)
         self.layouts: dict[str, Layout] = {
             pair.torch: pair.layout for pair in weights.modules if pair.layout
         }
@@ -78,7 +87,8 @@ class Dropouts:
             for place, rank in _places(drop.path, said, known, types):
                 places.setdefault(place, rank)
             if model.dropouts is not None:
-                there = [place for place in places if place in model.dropouts]
+                flax = model.dropouts
+                there = [p for p in places if without_layers(p) in flax]
                 places = {place: 0 for place in there[:1]}
             self._places[drop.path] = places
 
@@ -87,7 +97,7 @@ class Dropouts:
         """Return those of a recording of JAX, whose keys draw the same again."""
         found = cls.__new__(cls)
         found.layouts, found.owners, found._places = {}, {}, {}
-        found._of_functions, found._replays = {}, False
+        found._of_functions, found._stacks, found._replays = {}, {}, False
         return found
 
     @property
@@ -106,10 +116,21 @@ class Dropouts:
             for place, found in ranked.items()
         }
 
-    def replay(self, drawn: Drawn) -> Replay:
-        """Return what gives out what was drawn."""
+    def replay(self, drawn: Drawn, account: Account | None = None) -> Replay:
+        """Return what gives out what was drawn.
+
+        Args:
+            drawn: What was drawn.
+            account: What has become of it already, if some was given out.
+        """
         known = self.origins, self.owners, self.layouts
-        return Replay(drawn, *known, replays=self._replays)
+        return Replay(
+            drawn,
+            *known,
+            replays=self._replays,
+            stacks=self._stacks,
+            before=account,
+        )
 
     def pairs(self, calls: Calls) -> Iterator[ModulePair]:
         """Yield the dropouts that the port calls, in pairs.
@@ -151,6 +172,24 @@ def _places(
         yield joined(known[owner].flax, "drop"), 3
 
 
+def _of_all_layers(
+    said: Mapping[str, str], types: Mapping[str, str], stacks: Mapping[str, int]
+) -> dict[str, str]:
+    """Say of each layer what is said of all, with ``*`` for the layer's number."""
+    found: dict[str, str] = {}
+    for name, place in said.items():
+        numbers = [(torch, layers) for torch in types if (layers := stars(name, torch))]
+        if "*" not in name or not numbers:
+            found[name] = place
+            continue
+        for torch, layers in numbers:
+            within = dict(zip(around(place, stacks), layers, strict=False))
+            found[torch] = (
+                starred(place, layers) if "*" in place else in_layers(place, within)
+            )
+    return found
+
+
 def _check(said: Mapping[str, str], types: Mapping[str, str], model: Model) -> None:
     problems = []
     for torch, place in said.items():
@@ -161,7 +200,8 @@ def _check(said: Mapping[str, str], types: Mapping[str, str], model: Model) -> N
                 f"its dropouts are {', '.join(drops) or 'none'}. (Where dropout is a "
                 "function, name the module that calls it.)"
             )
-        if model.dropouts is not None and place not in model.dropouts:
+        plain = without_layers(place)
+        if model.dropouts is not None and plain not in model.dropouts:
             problems.append(
                 f"dropouts gives {torch!r} the place {place!r}, where the port has no "
                 f"nnx.Dropout: it has {', '.join(map(repr, model.dropouts)) or 'none'}."

@@ -8,27 +8,23 @@ import jax.numpy as jnp
 from flax import linen, nnx
 from jax import lax
 
+from jaxclip.convert._rules.layouts import SAME
+from jaxclip.parity._verify._port._inside import Question, asked
+from jaxclip.parity._verify._port._paths import path_of
 from jaxclip.parity._verify._port._replay import Replay
-
-_PATH = "_path_in_verified_model"
-"""What names a dropout where it is another object: in ``nnx.remat``, in a view."""
 
 
 @contextlib.contextmanager
-def replayed_nnx(model: nnx.Module, replay: Replay) -> Iterator[None]:
-    """Let the dropouts of an NNX model keep what is replayed."""
+def replayed_nnx(replay: Replay) -> Iterator[None]:
+    """Let the dropouts of an NNX model keep what is replayed; they know their paths."""
     method = nnx.Dropout.__call__
-    # One that torch had off has no mask, and is to be named if it is on here.
-    if replay.drawn.masks or replay.origins:
-        for path, module in nnx.iter_graph(model):
-            if isinstance(module, nnx.Dropout):
-                setattr(module, _PATH, ".".join(map(str, path)))
 
     def call(
         self: nnx.Dropout, inputs: Any, *, deterministic: Any = None, **options: Any
     ) -> Any:
-        path = getattr(self, _PATH, None)
-        if path is not None:
+        path = path_of(self)
+        # One that torch had off has no mask, and is to be named if it is on here.
+        if path is not None and (replay.drawn.masks or replay.origins):
             dropped = _dropped(self, inputs, deterministic, path, replay)
             if dropped is not None:
                 return dropped
@@ -80,7 +76,12 @@ def _dropped(
     shape = [*jnp.shape(inputs)]
     for axis in module.broadcast_dims:
         shape[axis] = 1
-    keep = replay.of_flax(path, (*shape,))
+    if replay.waits(path):
+        question = Question("dropout", path, (*shape,), SAME)
+        # What it is given is another in each iteration.
+        keep = asked(question, jnp.full(shape, jnp.sum(inputs) == jnp.sum(inputs)))
+    else:
+        keep = replay.of_flax(path, (*shape,))
     if keep is None or module.rate == 1:
         return None
     keep = jnp.broadcast_to(keep, jnp.shape(inputs))

@@ -1,7 +1,6 @@
 """What a port says where it draws random numbers by hand, to be given torch's."""
 
-from collections.abc import Callable
-from typing import Any
+from typing import Any, Literal
 
 import jax.numpy as jnp
 import numpy as np
@@ -9,7 +8,8 @@ import numpy as np
 from jaxclip.convert._rules import layouts
 from jaxclip.convert._rules.layouts import SAME, Layout
 from jaxclip.parity._trace._records import OUTSIDE
-from jaxclip.parity._verify._port._replay import ACTIVE, Replay
+from jaxclip.parity._verify._port._inside import Question, asked
+from jaxclip.parity._verify._port._replay import ACTIVE
 
 
 def replayed_mask(module: str | None, keep: Any, *, layout: Layout = SAME) -> Any:
@@ -22,7 +22,9 @@ def replayed_mask(module: str | None, keep: Any, *, layout: Layout = SAME) -> An
 
     Args:
         module: The path of torch's dropout; where that is a function, of the module
-            that calls it, ``""`` for the model itself; None if the loop does.
+            that calls it, ``""`` for the model itself; None if the loop does. In the
+            body of a scan over layers ``*`` stands for the number of the layer:
+            ``"blocks.*.drop"``.
         keep: What the port drew: booleans, of the shape of what is dropped, or of
             length 1 along the axes along which a draw is for all, as torch's
             ``Dropout2d`` has it.
@@ -54,7 +56,7 @@ def replayed_mask(module: str | None, keep: Any, *, layout: Layout = SAME) -> An
             "which elements are kept. Scale what is kept afterwards: "
             "jnp.where(keep, x / (1 - rate), 0)."
         )
-    kept = _asked(Replay.of_torch, module, keep, layout)
+    kept = _asked("replayed_mask", module, keep, layout)
     return keep if kept is None else kept
 
 
@@ -69,7 +71,8 @@ def replayed_draw(module: str | None, drawn: Any, *, layout: Layout = SAME) -> A
 
     Args:
         module: The path of the torch module in whose ``forward`` the numbers were
-            drawn, ``""`` for the model itself; None if the loop drew them.
+            drawn, ``""`` for the model itself; None if the loop drew them. In the body
+            of a scan over layers ``*`` stands for the number of the layer.
         drawn: What the port drew.
         layout: How ``drawn`` lies, if not as in torch: ``"channels_last"`` or another
             of the words that ``WeightMap.with_layouts`` takes.
@@ -97,12 +100,15 @@ def replayed_draw(module: str | None, drawn: Any, *, layout: Layout = SAME) -> A
             f"replayed_draw({module!r}, drawn): drawn is boolean, as which elements a "
             "dropout keeps is: use replayed_mask."
         )
-    found = _asked(Replay.draw_of, module, drawn, layout)
+    found = _asked("replayed_draw", module, drawn, layout)
     return drawn if found is None else jnp.asarray(found, dtype)
 
 
 def _asked(
-    ask: Callable[..., Any], module: str | None, drawn: Any, layout: Layout
+    kind: Literal["replayed_mask", "replayed_draw"],
+    module: str | None,
+    drawn: Any,
+    layout: Layout,
 ) -> Any:
     """Return what torch drew in the place of a draw; None outside a verification."""
     replay = ACTIVE.get()
@@ -110,7 +116,10 @@ def _asked(
         return None
     layout = layouts.checked(layout, "layout")
     place = OUTSIDE if module is None else module
-    return ask(replay, place, jnp.shape(drawn), layout)
+    if replay.handle_waits(place):
+        return asked(Question(kind, place, jnp.shape(drawn), layout), drawn)
+    ask = replay.of_torch if kind == "replayed_mask" else replay.draw_of
+    return ask(place, jnp.shape(drawn), layout)
 
 
 # Where users import them from, which is what they should see.

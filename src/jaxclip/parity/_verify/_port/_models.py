@@ -12,16 +12,11 @@ from flax import nnx
 
 from jaxclip.convert._targets.bare_trees import is_bare
 from jaxclip.convert._targets.linen_calls import seen_in
-from jaxclip.parity._verify._port._capture import (
-    METHODS,
-    Calls,
-    Order,
-    captured_nnx,
-    linen_calls,
-    noting,
-)
+from jaxclip.parity._verify._port._calls import Calls
+from jaxclip.parity._verify._port._capture import Order, captured_linen, captured_nnx
 from jaxclip.parity._verify._port._drawn import Account
 from jaxclip.parity._verify._port._flax_dropout import replayed_linen, replayed_nnx
+from jaxclip.parity._verify._port._paths import named
 from jaxclip.parity._verify._port._replay import Replay
 
 LossFn = Callable[[Any, dict[str, Any]], Any]
@@ -33,7 +28,7 @@ class Called(NamedTuple):
     Attributes:
         value: What it returned.
         rest: The variables that are no parameters, as they are afterwards.
-        calls: What the modules returned.
+        calls: What the modules returned, where it is known.
         account: What became of what torch drew.
     """
 
@@ -50,8 +45,6 @@ class Model(Protocol):
         target: What ``convert.mapping`` takes.
         variables: The variables, of which the structure alone matters.
         prefix: What the map's paths have before those in the tree of parameters.
-        hidden: The paths of the modules that are called where nobody can look, as
-            inside of ``lax.scan``; known after the first call.
         order: The modules in the order in which they returned in the last call that
             was traced.
         dropouts: The paths of Flax's own dropouts; None if they are known when the
@@ -61,7 +54,6 @@ class Model(Protocol):
     target: Any
     variables: Any
     prefix: tuple[str, ...]
-    hidden: set[str]
     order: Order
     dropouts: Collection[str] | None
 
@@ -104,7 +96,6 @@ class NNXModel:
         """Take the module apart."""
         self.target = module
         self.graphdef, self.variables = nnx.split(module)
-        self.hidden: set[str] = set()
         self.order: Order = []
         self.dropouts: Collection[str] | None = [
             ".".join(map(str, path))
@@ -139,14 +130,13 @@ class NNXModel:
         for _, part in nnx.iter_modules(module):
             for name, dtype in _dtypes(vars(part), wide).items():
                 setattr(part, name, dtype)
-        self.order = []
         # What is captured is what the replayed dropouts return.
-        with replay.active(), replayed_nnx(module, replay):
-            with captured_nnx(module, self.order) as (calls, hidden):
+        with named(module), replay.active(), replayed_nnx(replay):
+            with captured_nnx(module) as captured:
                 value = loss_fn(module, batch)
-        self.hidden |= hidden
+        self.order = captured.order
         rest = self.split(nnx.state(module))[1]
-        return Called(value, rest, dict(calls), replay.account)
+        return Called(value, rest, captured.calls, replay.account)
 
 
 class LinenModel:
@@ -159,7 +149,6 @@ class LinenModel:
         self.module = module
         self.variables = {**variables}
         self.target: Any = (module, self.variables)
-        self.hidden: set[str] = set()
         self.order: Order = []
         self.dropouts: Collection[str] | None = None
 
@@ -197,12 +186,12 @@ class LinenModel:
         """Give the loss function what calls ``apply``."""
         module = self._computing(wide=wide)
         bound = LinenFunction(module, {"params": params, **rest})
-        self.order = []
-        with replay.active(), replayed_linen(replay):
-            with nn.intercept_methods(noting(self.order)):
-                value = loss_fn(bound, batch)
+        # What is captured is what the replayed dropouts return.
+        with replay.active(), captured_linen() as captured, replayed_linen(replay):
+            value = loss_fn(bound, batch)
+        self.order = captured.order
         rest = self.split(bound.variables)[1]
-        return Called(value, rest, bound.calls, replay.account)
+        return Called(value, rest, captured.calls, replay.account)
 
     def _computing(self, *, wide: bool | None) -> nn.Module:
         """Return the module, held to no other dtype than it is to compute in."""
@@ -220,7 +209,6 @@ class LinenFunction:
         """Keep both."""
         self.module = module
         self.variables = {**variables}
-        self.calls: Calls = {}
 
     def __call__(self, *args: Any, **options: Any) -> Any:
         """Call the module; options such as ``rngs`` and ``method`` are ``apply``'s."""
@@ -234,18 +222,10 @@ class LinenFunction:
             self.variables,
             *args,
             **options,
-            capture_intermediates=lambda module, method: method in METHODS,
-            mutable=[*(name for name in self.variables if name != "params"), _KEPT],
+            mutable=[name for name in self.variables if name != "params"],
         )
-        changed = {**changed}
-        for path, outputs in linen_calls(changed.pop(_KEPT, {})).items():
-            self.calls.setdefault(path, []).extend(outputs)
         self.variables |= changed
         return output
-
-
-_KEPT = "intermediates"
-"""The collection in which Linen keeps what modules return."""
 
 
 class BareModel:
@@ -263,7 +243,6 @@ class BareModel:
         self.variables = jax.tree.map(lambda x: x if is_param(x) else None, tree)
         self._others = jax.tree.map(lambda x: None if is_param(x) else x, tree)
         self.target: Any = self.variables
-        self.hidden: set[str] = set()
         self.order: Order = []
         self.dropouts: Collection[str] | None = ()
 

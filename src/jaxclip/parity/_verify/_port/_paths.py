@@ -1,46 +1,28 @@
-"""The paths of an NNX model's modules, by the modules themselves."""
+"""The paths of an NNX model's modules, kept in the modules themselves."""
 
-from typing import Any
+from collections.abc import Iterator
+from contextlib import contextmanager
 
 from flax import nnx
 
-
-class Paths:
-    """Under which path Flax lists a module of a model.
-
-    A view of the model (``nnx.view(model, deterministic=True)``) has modules of its
-    own, with the same variables: they have the paths of the model's.
-
-    Args:
-        model: The model.
-    """
-
-    def __init__(self, model: nnx.Module) -> None:
-        """List the modules."""
-        self._type = type(model)
-        self._paths: dict[int, str] = {}
-        self._known: list[Any] = []  # so that no id is another's, later
-        self._variables = {id(leaf) for leaf in _variables(model)}
-        self._add(model)
-
-    def of(self, module: Any) -> str | None:
-        """Return the path of a module; None if it is not the model's."""
-        path = self._paths.get(id(module))
-        if path is None and type(module) is self._type and self._is_view(module):
-            self._add(module)
-            return self._paths[id(module)]
-        return path
-
-    def _is_view(self, model: Any) -> bool:
-        own = [*_variables(model)]
-        return bool(own) and all(id(leaf) in self._variables for leaf in own)
-
-    def _add(self, model: nnx.Module) -> None:
-        self._known.append(model)
-        for path, module in nnx.iter_graph(model):
-            if isinstance(module, nnx.Module):
-                self._paths[id(module)] = ".".join(map(str, path))
+_PATH = "_path_in_verified_model"
+"""What names a module also where it is another object: in ``nnx.scan``, in a view."""
 
 
-def _variables(model: Any) -> Any:
-    return (part for _, part in nnx.iter_graph(model) if isinstance(part, nnx.Variable))
+@contextmanager
+def named(model: nnx.Module) -> Iterator[None]:
+    """Let each module of a model know the path under which Flax lists it."""
+    modules = [*nnx.iter_modules(model)]
+    for path, module in modules:
+        setattr(module, _PATH, ".".join(map(str, path)))
+    try:
+        yield
+    finally:
+        for _, module in modules:
+            delattr(module, _PATH)
+
+
+def path_of(module: object) -> str | None:
+    """Return the path of a module; None if it is not the model's."""
+    path: str | None = getattr(module, _PATH, None)
+    return path

@@ -45,9 +45,11 @@ class Port:
         dropouts: The paths of the port's own ``nnx.Dropout`` or ``linen.Dropout`` by
             those of torch's dropouts whose masks they are given, where their names do
             not say it: ``{"drop": "Dropout_0"}``. Several of torch's may be one of the
-            port's, in the order of their calls. Where torch's dropout is a function,
-            it is the module that calls it; one inside of the port's same module needs
-            no word. For dropout written by hand see `replayed_mask`, for other random
+            port's, in the order of their calls. ``*`` stands for the number of a
+            layer: ``{"blocks.*.drop": "blocks_*.Dropout_0"}``, and where layers are
+            stacked ``"blocks.Dropout_0"``. Where torch's dropout is a function, it is
+            the module that calls it; one inside of the port's same module needs no
+            word. For dropout written by hand see `replayed_mask`, for other random
             numbers `replayed_draw`.
 
     Raises:

@@ -9,7 +9,7 @@ import contextlib
 import math
 from collections.abc import Iterator, Mapping, Sequence
 from contextvars import ContextVar
-from dataclasses import dataclass, field
+from dataclasses import InitVar, dataclass, field
 from typing import Any
 
 import jax.numpy as jnp
@@ -17,6 +17,7 @@ import jax.numpy as jnp
 from jaxclip.convert._rules import layouts
 from jaxclip.convert._rules.layouts import SAME, Layout
 from jaxclip.parity._trace._records import Call
+from jaxclip.parity._verify._port._calls import around
 from jaxclip.parity._verify._port._drawn import (
     Account,
     Drawn,
@@ -26,6 +27,7 @@ from jaxclip.parity._verify._port._drawn import (
     said,
     times,
 )
+from jaxclip.parity._verify._port._inside import Question, trace
 
 ACTIVE: ContextVar["Replay | None"] = ContextVar("replay", default=None)
 """What the handles of a port find, while it is verified."""
@@ -43,6 +45,9 @@ class Replay:
             modules return.
         replays: Whether there is anything to give out; if not, the port draws all of
             it, and nothing is said of that.
+        stacks: By the path of each module of Flax's that holds several layers as one
+            how many they are.
+        before: What has become of it already, if some was given out.
     """
 
     drawn: Drawn = field(default_factory=Drawn)
@@ -50,9 +55,19 @@ class Replay:
     owners: Mapping[str, str] = field(default_factory=dict)
     layouts: Mapping[str, Layout] = field(default_factory=dict)
     replays: bool = True
+    stacks: Mapping[str, int] = field(default_factory=dict)
+    before: InitVar[Account | None] = None
     _used: set[int] = field(default_factory=set, init=False)
     _used_draws: set[int] = field(default_factory=set, init=False)
     _remarks: dict[Remark, None] = field(default_factory=dict, init=False)
+    _trace: Any = field(default_factory=trace, init=False)
+
+    def __post_init__(self, before: Account | None) -> None:
+        """Go on from what was given out."""
+        if before is not None:
+            self._used |= {*range(len(self.drawn.masks))} - {*before.unused}
+            self._used_draws |= {*range(len(self.drawn.draws))} - {*before.unused_draws}
+            self._remarks |= dict.fromkeys(before.remarks)
 
     @contextlib.contextmanager
     def active(self) -> Iterator[None]:
@@ -77,14 +92,43 @@ class Replay:
         """Return what the next call of a dropout of Flax's is to keep, or None."""
         if not self.replays:
             return None
+        return self._next(self._origins_of(path), shape, None, repr(path))
+
+    def waits(self, path: str) -> bool:
+        """Say whether a dropout of Flax's is to ask when it is known where it is.
+
+        Inside of a transformation it may be in stacked layers, or called again.
+        """
+        if not self.replays or trace() == self._trace:
+            return False
+        masks = self._free(self.drawn.masks, self._used, self._origins_of(path))
+        return bool(around(path, self.stacks)) or len(masks) > 1
+
+    def handle_waits(self, module: str) -> bool:
+        """Say the same of a handle, which gives the path of torch's module."""
+        if trace() == self._trace:
+            return False
+        masks = self._free(self.drawn.masks, self._used, (module,))
+        draws = self._free(self.drawn.draws, self._used_draws, (module,))
+        return "*" in module or max(len(masks), len(draws)) > 1
+
+    def _origins_of(self, path: str) -> Sequence[str]:
+        """Return the modules of torch's that a dropout of Flax's may be."""
         modules = self.origins.get(path, (path,))
         owner = path.rpartition(".")[0]
-        around = self.owners.get(owner, owner)
+        outer = self.owners.get(owner, owner)
         drew = {call.module for call in self.drawn.masks}
-        if drew.isdisjoint(modules) and around in drew:
+        if drew.isdisjoint(modules) and outer in drew:
             # In torch it is a function that the module around it calls.
-            modules = (around,)
-        return self._next(modules, shape, None, repr(path))
+            return (outer,)
+        return modules
+
+    @staticmethod
+    def _free(
+        calls: Sequence[Call], used: set[int], modules: Sequence[str]
+    ) -> list[int]:
+        own = (n for n, call in enumerate(calls) if call.module in modules)
+        return [n for n in own if n not in used]
 
     def of_torch(self, path: str, shape: tuple[int, ...], layout: Layout) -> Any:
         """Return what the next call of a dropout of torch's kept, or None."""
@@ -94,8 +138,8 @@ class Replay:
         """Return the next numbers that a module of torch's drew, or None."""
         asker = f"replayed_draw({said(module)})"
         draws = self.drawn.draws
-        own = [n for n, call in enumerate(draws) if call.module == module]
-        free = [index for index in own if index not in self._used_draws]
+        own = self._free(draws, set(), (module,))
+        free = self._free(draws, self._used_draws, (module,))
         if not free:
             self._say(
                 module,
@@ -128,8 +172,8 @@ class Replay:
         layout: Layout | None,
         asker: str,
     ) -> Any:
-        own = [n for n, call in enumerate(self.drawn.masks) if call.module in modules]
-        free = [index for index in own if index not in self._used]
+        own = self._free(self.drawn.masks, set(), modules)
+        free = self._free(self.drawn.masks, self._used, modules)
         if not free:
             count = times(len(own)) if own else "never"
             names = ", ".join(map(place_of, modules))
@@ -173,6 +217,16 @@ class Replay:
         # What the module around it returns need not lie as this does.
         likely: tuple[Layout, ...] = (own, SAME, "channels_last")
         return next((each for each in likely if _fits(kept, each, shape)), own)
+
+    def say_unknown(self, question: Question) -> None:
+        """Say that it is not known where a port asks for what was drawn."""
+        self._say(
+            "",
+            f"{question} is a draw of the port's own: which of torch's calls it is "
+            "cannot be told inside of jax.vmap, lax.cond and lax.while_loop, in a "
+            "function compiled once and called several times, and in a scan that is "
+            "not over the stacked layers, or that draws the same for all of them",
+        )
 
     def _say(self, module: str, text: str, *, wrong: bool = False) -> None:
         self._remarks[Remark(module, text, wrong)] = None

@@ -1,0 +1,109 @@
+"""What the modules of a port returned, call by call."""
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from functools import partial
+from typing import Any
+
+import jax
+import numpy as np
+
+from jaxclip.convert._modules import in_layers, is_in
+from jaxclip.parity._verify._port._inside import Turns, places
+
+Calls = dict[str, list[Any]]
+"""What a module returned, call by call, by the path that Flax lists it under: in scans
+`Repeated`, and nothing where nobody can look."""
+
+
+@partial(
+    jax.tree_util.register_dataclass, data_fields=["output"], meta_fields=["turns"]
+)
+@dataclass(frozen=True)
+class Repeated:
+    """What a module returned in all iterations of the scans around it.
+
+    Attributes:
+        output: What it returned; each array has an axis in front for each scan.
+        turns: The iterations of each scan, the outermost first.
+    """
+
+    output: Any
+    turns: tuple[Turns, ...]
+
+    def by_layer(self, counts: Sequence[int]) -> dict[tuple[int, ...], list[Any]]:
+        """Share it out to stacked layers, and within one to its calls in order.
+
+        Args:
+            counts: How many layers each stack has, the outer stack first.
+
+        Returns:
+            The outputs by the numbers of the layers, none where the scans are not over
+            the stacks.
+
+        Example:
+            >>> turns = Turns(3, reverse=False), Turns(2, reverse=False)
+            >>> shared = Repeated(np.arange(6).reshape(3, 2), turns).by_layer([2])
+            >>> [*map(int, shared[1,])]
+            [1, 3, 5]
+        """
+        outputs = jax.tree.map(np.asarray, self.output)
+        return {
+            layer: [
+                jax.tree.map(lambda array, at=place: array[at], outputs)
+                for place in own
+            ]
+            for layer, own in places(self.turns, counts).items()
+        }
+
+
+def unrolled(
+    calls: Calls, stacks: Mapping[str, int]
+) -> tuple[dict[str, list[Any]], set[str]]:
+    """Take the calls in scans apart.
+
+    Args:
+        calls: What modules returned.
+        stacks: The number of layers of each module that holds several as one.
+
+    Returns:
+        What each module returned, call by call, those in stacked layers with the
+        layer's number in their path, as in ``blocks[0].norm``; and the paths of the
+        modules that returned where nobody can look.
+    """
+    found: dict[str, list[Any]] = {}
+    hidden: set[str] = set()
+    for path, outputs in calls.items():
+        if not outputs:
+            hidden.add(path)
+        within = around(path, stacks)
+        for output in outputs:
+            if not isinstance(output, Repeated):
+                found.setdefault(path, []).append(output)
+                continue
+            shared = output.by_layer([stacks[stack] for stack in within])
+            if not shared:
+                hidden.add(path)
+            for layer, each in shared.items():
+                name = in_layers(path, dict(zip(within, layer, strict=True)))
+                own = [*map(_carried, each)] if path in stacks else each
+                found.setdefault(name, []).extend(own)
+    return found, hidden
+
+
+def around(path: str, stacks: Mapping[str, int]) -> list[str]:
+    """Return the modules of stacked layers that a module is in, the outer one first.
+
+    Example:
+        >>> around("blocks.mlp.fc", {"blocks.mlp": 2, "blocks": 3, "heads": 2})
+        ['blocks', 'blocks.mlp']
+    """
+    return sorted((stack for stack in stacks if is_in(path, stack)), key=len)
+
+
+def _carried(output: Any) -> Any:
+    """Return what the body of a scan hands on, where it yields nothing else."""
+    match output:
+        case (carry, rest) if not jax.tree.leaves(rest):
+            return carry
+    return output

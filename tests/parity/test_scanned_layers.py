@@ -1,0 +1,241 @@
+"""What is in a scan is compared and replayed as if it stood one after another."""
+
+from dataclasses import replace
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+import torch
+from flax import nnx
+
+from jaxclip import convert, optim
+from jaxclip.parity import (
+    Port,
+    compare_traces,
+    open_trace,
+    record_jax,
+    replayed_draw,
+    verify,
+)
+from tests.parity.scanned_nets import (
+    BATCH,
+    HIDDEN,
+    LAYERS,
+    LR,
+    NOISE,
+    PORTS,
+    RATE,
+    SIZE,
+    STEPS,
+    ScannedLoop,
+    ScannedStack,
+    loss_fn,
+    port,
+    recording,
+)
+
+pytestmark = pytest.mark.usefixtures("quick_compilation")
+
+DTYPES = torch.float32, torch.float64
+
+
+@pytest.fixture(scope="module")
+def recorded(tmp_path_factory):
+    """Record each net in each dtype once."""
+    made = {}
+
+    def get(net, dtype=torch.float32):
+        if (net, dtype) not in made:
+            path = tmp_path_factory.mktemp("trace") / "run.trace"
+            made[net, dtype] = recording(path, net, dtype=dtype)
+        return made[net, dtype]
+
+    return get
+
+
+QUICK = {("nnx", torch.float64), ("linen", torch.float32), ("loop", torch.float32)}
+
+
+@pytest.mark.parametrize(
+    ("name", "dtype"),
+    [
+        pytest.param(
+            *(name, dtype),
+            marks=[] if (name, dtype) in QUICK else [pytest.mark.long],
+            id=f"{name}-{dtype}",
+        )
+        for name in PORTS
+        for dtype in DTYPES
+    ],
+)
+def test_a_port_that_scans_is_the_same(name, dtype, recorded):
+    net, make = PORTS[name]
+    path = recorded(net, dtype)
+    report = verify(path, make())
+    report.raise_if_different()
+    assert report.notes == ()
+    assert len(report.free_run.steps) == 3
+    names = [tensor.name for tensor in report.of_stage("activations")[0].tensors]
+    if name == "loop":
+        calls = [f", call {call}" if call else "" for call in range(STEPS)]
+        each = [f"{layer}{call}" for call in calls for layer in ("ih", "hh", "drop")]
+        assert names == [*each, "head"]
+    elif name != "plain":
+        assert names == [
+            f"blocks.{layer}.{name}"
+            for layer in range(LAYERS)
+            for name in ("norm", "up", "drop", "down")
+        ] + ["head"]
+
+
+@pytest.mark.long
+@pytest.mark.parametrize("name", PORTS)
+def test_there_is_no_false_alarm_over_seeds(name, tmp_path):
+    net, make = PORTS[name]
+    own = make()
+    for seed in range(5):
+        path = recording(
+            tmp_path / f"{seed}.trace", net, dtype=torch.float32, seed=seed
+        )
+        verify(path, own).raise_if_different()
+
+
+FAULTS = [
+    ("nnx", "eps", "activations", "blocks.0.norm", "more than noise"),
+    ("nnx", "gelu", "activations", "blocks.0.drop", "more than noise"),
+    ("nnx remat", "gelu", "activations", "blocks.0.drop", "more than noise"),
+    ("nnx", "noise", "activations", "blocks.1.norm", "more than noise"),
+    ("nnx", "off", "activations", "blocks.0.drop", "more than the port asked for it"),
+    ("nnx", "backwards", "activations", "blocks.0.norm", "more than noise"),
+    ("linen", "gelu", "activations", "blocks.0.drop", "more than noise"),
+    ("plain", "gelu", "output", "", "more than noise"),
+    ("plain", "scale", "output", "", "more than noise"),
+    ("plain", "name", "output", "", "torch drew never what 'blocks.*.dropped' keeps"),
+    ("loop", "forwards", "activations", "ih", "more than noise"),
+]
+
+QUICK_FAULTS = {("nnx", "gelu"), ("nnx", "off"), ("plain", "scale")}
+
+
+@pytest.mark.parametrize(
+    ("name", "fault", "stage", "module", "words"),
+    [
+        pytest.param(
+            *each,
+            marks=[] if each[:2] in QUICK_FAULTS else [pytest.mark.long],
+            id=f"{each[0]}-{each[1]}",
+        )
+        for each in FAULTS
+    ],
+)
+def test_a_fault_in_a_scan_is_found_in_its_layer(
+    name, fault, stage, module, words, recorded
+):
+    net, make = PORTS[name]
+    report = verify(recorded(net), make(fault))
+    assert report.verdict == "different"
+    first = report.first
+    assert (first.step, first.stage, first.module) == (0, stage, module)
+    assert words in str(report)
+
+
+@pytest.mark.parametrize("name", ["nnx", pytest.param("linen", marks=pytest.mark.long)])
+def test_what_a_layer_hands_on_is_compared_once_its_layout_is_said(name, recorded):
+    net, make = PORTS[name]
+    own = replace(make(), layouts={"blocks.?": "same"})
+    report = verify(recorded(net), own)
+    report.raise_if_different()
+    names = {tensor.name for tensor in report.of_stage("activations")[0].tensors}
+    assert {f"blocks.{layer}" for layer in range(LAYERS)} <= names
+
+
+UNKNOWN = "'drop' is a draw of the port's own: which of torch's calls it is cannot be"
+
+
+class Batched(nnx.Module):
+    """A port that calls its layers for each row, and its head in a branch."""
+
+    def __init__(self, *, rngs):
+        """Make the layers."""
+        self.ih = nnx.Linear(SIZE, HIDDEN, rngs=rngs)
+        self.hh = nnx.Linear(HIDDEN, HIDDEN, rngs=rngs)
+        self.drop = nnx.Dropout(RATE, rngs=rngs)
+        self.head = nnx.Linear(HIDDEN, SIZE, rngs=rngs)
+
+    def __call__(self, x):
+        """Map ``(B, T, SIZE)`` to ``(B, SIZE)``."""
+
+        def of_row(row):
+            state = jnp.zeros(HIDDEN, x.dtype)
+            for inputs in row[::-1]:
+                state = self.ih(inputs) + self.hh(state)
+                state = self.drop(jnp.tanh(state))
+            return state
+
+        states = jax.vmap(of_row)(x)
+        return jax.lax.cond(x.sum() > 0, self.head, self.head, states)
+
+
+def test_what_nobody_can_look_at_is_named(recorded):
+    report = verify(recorded("loop"), port(Batched(rngs=nnx.Rngs(0))))
+    reasons = {left.name.split(" ")[0]: left.reason for _, left in report.not_compared}
+    for layer in ("ih", "drop", "head"):
+        assert "as inside of jax.vmap or lax.cond" in reasons[layer], layer
+    assert UNKNOWN in str(report)
+
+
+class Compiled(ScannedLoop):
+    """A port whose step is compiled by itself, and called once for each step."""
+
+    def __call__(self, x):
+        """Map ``(B, T, SIZE)`` to ``(B, SIZE)``."""
+
+        @nnx.jit
+        def step(model, state, x):
+            state = model.drop(nnx.tanh(model.ih(x) + model.hh(state)))
+            drawn = jax.random.normal(model.drop.rngs(), state.shape)
+            return state + NOISE * replayed_draw("", drawn).astype(x.dtype)
+
+        state = jnp.zeros((len(x), HIDDEN), x.dtype)
+        for inputs in jnp.swapaxes(x, 0, 1)[::-1]:
+            state = step(self, state, inputs)
+        return self.head(state)
+
+
+def test_a_compiled_function_is_looked_into(recorded):
+    report = verify(recorded("loop"), port(Compiled(rngs=nnx.Rngs(0))))
+    assert UNKNOWN in str(report)
+    assert UNKNOWN.replace("'drop'", "replayed_draw('')") in str(report)
+    # The layers were seen, and the first call has what torch's has.
+    [first] = [t for t in report.of_stage("activations")[0].tensors if t.name == "ih"]
+    assert first.passed
+
+
+def test_a_recording_of_jax_has_every_iteration(tmp_path):
+    paths = []
+    for name in ("one", "other"):
+        own = Port(ScannedStack(rngs=nnx.Rngs(0)), loss_fn, optim.adamw(LR))
+        paths.append(tmp_path / name)
+        with record_jax(paths[-1], own) as run:
+            for seed in range(2):
+                x = np.random.default_rng(seed).normal(size=(BATCH, SIZE))
+                run.step(x=np.float32(x), y=np.float32(x[::-1]))
+    calls = [
+        (each.module, each.call)
+        for each in open_trace(paths[0])[0].activations
+        if each.module == "blocks.up"
+    ]
+    assert calls == [("blocks.up", layer) for layer in range(LAYERS)]
+    compare_traces(*paths).raise_if_different()
+
+
+def test_the_map_pairs_the_modules_of_stacked_layers():
+    model = ScannedStack(rngs=nnx.Rngs(0))
+    weights = convert.mapping(model, stacked=["blocks"])
+    pairs = {pair.torch: pair.flax for pair in weights.modules}
+    assert pairs["blocks.2.up"] == "blocks[2].up"
+    assert pairs["head"] == "head"
+    outputs = {f"blocks.{n}.up": np.full((1, HIDDEN), n) for n in range(LAYERS)}
+    there = weights.activations_to_flax(outputs)
+    assert [int(there[f"blocks[{n}].up"][0, 0]) for n in range(LAYERS)] == [0, 1, 2, 3]
