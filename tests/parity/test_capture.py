@@ -5,6 +5,7 @@ import jax.numpy as jnp
 import pytest
 from flax import linen, nnx
 
+from jaxclip.parity._verify._port._calls import Inside
 from jaxclip.parity._verify._port._capture import captured_nnx
 from jaxclip.parity._verify._port._models import LinenModel, NNXModel, read_model
 from jaxclip.parity._verify._port._paths import named, path_of
@@ -41,7 +42,8 @@ def test_calls_are_kept_once_each_and_in_order():
         output = net(jnp.arange(3))
     calls = captured.calls
     counts = {path: len(outputs) for path, outputs in calls.items()}
-    assert counts == {"embed": 2, "twice": 2, "": 1}
+    assert counts == {"embed": 2, "twice": 2, "scanned": 1, "": 1}
+    assert calls["scanned"] == [Inside()]
     assert [path for path, _ in captured.order] == [
         *("embed", "twice", "twice", "scanned", "embed", "")
     ]

@@ -23,6 +23,7 @@ from jaxclip.parity._verify._compute._jaxprs import (
 from jaxclip.parity._verify._compute._precision import Traced
 from jaxclip.parity._verify._compute._products import full_products
 from jaxclip.parity._verify._port._answers import answers
+from jaxclip.parity._verify._port._calls import Calls, completed
 from jaxclip.parity._verify._port._drawn import Account, Drawn
 from jaxclip.parity._verify._port._dropouts import Dropouts
 from jaxclip.parity._verify._port._float32_draws import drawn_in_float32
@@ -196,7 +197,7 @@ class Runs:
         if held or traced.marked or traced.questions:
             return self.evaluated(traced, *given, lift=bool(held))[0]
         found: Forward = traced(*given)
-        return found
+        return found._replace(calls=completed(found.calls, {}))
 
     def evaluated(
         self, traced: Traced, *given: Any, lift: bool, moves: Moves | None = None
@@ -221,11 +222,8 @@ class Runs:
         known = answers(replay, asked, unseen)
         evaluation = Evaluation(lift=lift, moves=moves, answers=known)
         found: Forward = traced(*given, evaluation=evaluation)
-        inside = calls_of(evaluation.marked)
-        calls = {**found.calls}
-        for path in traced.marked:
-            # Which of the calls in and outside of a transformation is first?
-            calls[path] = [] if path in calls else inside.get(path, [])
+        unknown: Calls = {path: [] for path in traced.marked}
+        calls = completed(found.calls, unknown | calls_of(evaluation.marked))
         found = found._replace(calls=calls, account=replay.account)
         return found, evaluation.seen
 

@@ -16,6 +16,12 @@ Calls = dict[str, list[Any]]
 `Repeated`, and nothing where nobody can look."""
 
 
+@jax.tree_util.register_static
+@dataclass(frozen=True)
+class Inside:
+    """Stands for what a module returned in a transformation, until it is known."""
+
+
 @partial(
     jax.tree_util.register_dataclass, data_fields=["output"], meta_fields=["turns"]
 )
@@ -55,6 +61,33 @@ class Repeated:
             ]
             for layer, own in places(self.turns, counts).items()
         }
+
+
+def completed(calls: Calls, inside: Calls) -> Calls:
+    """Put what modules returned inside of transformations in its place.
+
+    Args:
+        calls: What modules returned, with `Inside` where it was not known.
+        inside: What is known now.
+
+    Returns:
+        All of it; of a module of which the order is not known, nothing.
+
+    Example:
+        >>> completed({"fc": [1, Inside(), 3], "head": [1, Inside()]}, {"fc": [2]})
+        {'fc': [1, 2, 3], 'head': []}
+    """
+    found: Calls = {}
+    for path, outputs in (dict.fromkeys(inside, ()) | calls).items():
+        known = inside.get(path, [])
+        slots = sum(isinstance(output, Inside) for output in outputs)
+        if slots == len(known):
+            rest = iter(known)
+            found[path] = [next(rest) if isinstance(o, Inside) else o for o in outputs]
+        else:
+            # A body that is traced twice, and a function that is compiled already.
+            found[path] = known if slots == len(outputs) else []
+    return found
 
 
 def unrolled(

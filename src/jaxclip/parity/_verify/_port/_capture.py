@@ -7,7 +7,7 @@ from typing import Any
 
 from flax import linen, nnx
 
-from jaxclip.parity._verify._port._calls import Calls
+from jaxclip.parity._verify._port._calls import Calls, Inside
 from jaxclip.parity._verify._port._inside import marked, trace
 from jaxclip.parity._verify._port._paths import path_of
 
@@ -55,10 +55,12 @@ class Captured:
         finally:
             self._running.discard(this)
         self.order.append((path, class_name(module)))
-        if trace() != self._trace:
-            return marked(path, output)
-        self.calls.setdefault(path, []).append(output)
-        return output
+        own = self.calls.setdefault(path, [])
+        if trace() == self._trace:
+            own.append(output)
+            return output
+        own.append(Inside())
+        return marked(path, output)
 
 
 @contextmanager

@@ -1,4 +1,4 @@
-"""What is in a scan is compared and replayed as if it stood one after another."""
+"""What is in a transformation is compared and replayed as if it stood outside."""
 
 from dataclasses import replace
 
@@ -14,6 +14,7 @@ from jaxclip.parity import (
     Port,
     compare_traces,
     open_trace,
+    record,
     record_jax,
     replayed_draw,
     verify,
@@ -239,3 +240,61 @@ def test_the_map_pairs_the_modules_of_stacked_layers():
     outputs = {f"blocks.{n}.up": np.full((1, HIDDEN), n) for n in range(LAYERS)}
     there = weights.activations_to_flax(outputs)
     assert [int(there[f"blocks[{n}].up"][0, 0]) for n in range(LAYERS)] == [0, 1, 2, 3]
+
+
+class Critic(nnx.Module):
+    """Two layers."""
+
+    def __init__(self, *, rngs):
+        """Make the layers."""
+        self.fc1 = nnx.Linear(SIZE, HIDDEN, rngs=rngs)
+        self.fc2 = nnx.Linear(HIDDEN, 1, rngs=rngs)
+
+    def __call__(self, x):
+        """Map ``(B, SIZE)`` to ``(B, 1)``."""
+        return self.fc2(jnp.tanh(self.fc1(x)))
+
+
+def penalized(model, batch):
+    """Return the loss of a critic with a penalty on its gradient."""
+    real = model(batch["real"])
+
+    def score(mixed):
+        scores = model(mixed)
+        return scores.sum(), scores
+
+    (_, mixed), grads = jax.value_and_grad(score, has_aux=True)(batch["mixed"])
+    fake = model(batch["fake"])
+    penalty = jnp.mean((jnp.linalg.norm(grads, axis=1) - 1) ** 2)
+    return fake.mean() - real.mean() + 10 * penalty, [real, mixed, fake]
+
+
+def test_what_is_differentiated_is_in_its_place_among_the_calls(tmp_path):
+    torch.manual_seed(0)
+    model = torch.nn.Sequential()
+    for name, layer in (
+        ("fc1", torch.nn.Linear(SIZE, HIDDEN)),
+        ("tanh", torch.nn.Tanh()),
+        ("fc2", torch.nn.Linear(HIDDEN, 1)),
+    ):
+        model.add_module(name, layer)
+    optimizer = torch.optim.AdamW(model.parameters(), lr=LR)
+    with record(tmp_path / "run.trace", model, optimizer) as run:
+        parts = dict(
+            zip(("real", "mixed", "fake"), torch.randn(3, BATCH, SIZE), strict=True)
+        )
+        with run.step(**parts):
+            inputs = parts["mixed"].requires_grad_()
+            real, mixed = model(parts["real"]), model(inputs)
+            [grads] = torch.autograd.grad(mixed.sum(), inputs, create_graph=True)
+            fake = model(parts["fake"])
+            penalty = ((grads.norm(dim=1) - 1) ** 2).mean()
+            (fake.mean() - real.mean() + 10 * penalty).backward()
+            torch.nn.utils.clip_grad_norm_(model.parameters(), 1.0)
+            optimizer.step()
+    own = port(Critic(rngs=nnx.Rngs(0)), penalized)
+    report = verify(tmp_path / "run.trace", own)
+    report.raise_if_different()
+    names = [tensor.name for tensor in report.of_stage("activations")[0].tensors]
+    calls = ("", ", call 1", ", call 2")
+    assert names == [f"{layer}{call}" for call in calls for layer in ("fc1", "fc2")]
