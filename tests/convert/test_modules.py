@@ -120,17 +120,43 @@ def test_what_one_module_is_in_torch_is_no_several():
     assert list(paths(mapping(make))) == ["attention", "normed"]
 
 
-def test_modules_in_stacked_layers_are_none():
-    @nnx.split_rngs(splits=2)
-    @nnx.vmap
-    def layers(rngs):
-        return nnx.Linear(3, 3, rngs=rngs)
+def test_a_module_in_stacked_layers_has_a_pair_for_each():
+    def layer(rngs):
+        return nnx.Dict(a=nnx.Linear(3, 3, rngs=rngs), b=nnx.Conv(3, 3, 1, rngs=rngs))
 
     def make():
-        rngs = nnx.Rngs(0)
-        return nnx.Dict(h=layers(rngs), fc=nnx.Linear(3, 2, rngs=rngs))
+        keys = nnx.Rngs(0).split((2, 3))
+        stacks = nnx.vmap(lambda rngs: nnx.Dict(h=nnx.vmap(layer)(rngs)))(keys)
+        return nnx.Dict(h=stacks, fc=nnx.Linear(3, 2, rngs=nnx.Rngs(0)))
 
-    assert list(paths(mapping(make, stacked="h"))) == ["fc"]
+    def flax(i, j, name):
+        return f"h[{i}].h[{j}].{name}"
+
+    weights = mapping(make, stacked=["h", "h.h"])
+    expected = {
+        f"h.{i}.h.{j}.{name}": flax(i, j, name)
+        for i in range(2)
+        for j in range(3)
+        for name in "ab"
+    }
+    assert paths(weights) == {"fc": "fc"} | expected
+    images = np.arange(30.0).reshape(1, 3, 10)
+    outputs = weights.activations_to_flax({"h.1.h.2.b": images})
+    np.testing.assert_array_equal(outputs[flax(1, 2, "b")], images.swapaxes(1, 2))
+    back = weights.activations_to_torch(outputs)
+    np.testing.assert_array_equal(back["h.1.h.2.b"], images)
+
+
+def test_pairs_of_stacked_layers_follow_a_rename():
+    def make():
+        layers = nnx.vmap(lambda rngs: nnx.Linear(3, 3, rngs=rngs))
+        return nnx.Dict(h=layers(nnx.Rngs(0).split(2)))
+
+    source = torch.nn.ModuleDict(
+        {"layers": torch.nn.ModuleList(torch.nn.Linear(3, 3) for _ in range(2))}
+    )
+    weights = mapping(make, source, stacked="h", rename={"layers": "h"})
+    assert paths(weights) == {"layers.0": "h[0]", "layers.1": "h[1]"}
 
 
 @pytest.mark.parametrize("framework", ["nnx", "linen"])

@@ -13,6 +13,7 @@ from torch.nn import functional as F
 
 from jaxclip import models
 from tests.parity import small_nets
+from tests.parity.sampled_net import Sampled, SampledPort
 from tests.parity.small_nets import (
     BATCH,
     CHANNELS,
@@ -305,6 +306,7 @@ NETS = small_nets.NETS | {
     "sequences": Net(Sequences, SequencesPort),
     "pools": Net(Pools, PoolsPort),
     "wide": Net(Wide, WidePort),
+    "sampled": Net(Sampled, SampledPort, stacked=("blocks",)),
 }
 """All nets."""
 
@@ -323,6 +325,7 @@ def batches(net: str, steps: int, dtype: torch.dtype, seed: int = 0) -> list[Any
         "vectors": (FEATURES,),
         "wide": (FEATURES,),
         "small": (FEATURES,),
+        "sampled": (FEATURES,),
         "sequences": (LENGTH, FEATURES),
     }
     inputs = rng.normal(size=(steps, BATCH, *shapes.get(net, (CHANNELS, SIZE, SIZE))))

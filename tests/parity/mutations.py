@@ -145,6 +145,26 @@ MUTATIONS = [
         long=True,
     ),
     Mutation("update gate the other way", "activations", "hh", "sequences", long=True),
+    # What is drawn at random, and what is in a scan.
+    Mutation(
+        "variance for standard deviation",
+        *("activations", "blocks.0.norm", "sampled"),
+        long=True,
+    ),
+    Mutation(
+        "one draw for all rows", "activations", "blocks.0.norm", "sampled", long=True
+    ),
+    Mutation("what is kept not scaled up", "activations", "blocks.0.down", "sampled"),
+    Mutation(
+        "tanh GELU in scanned layers",
+        *("activations", "blocks.0.down", "sampled"),
+        long=True,
+    ),
+    Mutation(
+        "layers from the last to the first",
+        *("activations", "blocks.0.norm", "sampled"),
+        long=True,
+    ),
     # The loss, and what is differentiated.
     Mutation("sum for mean", "loss", "", long=True),
     Mutation("mean over rows alone", "loss", "", long=True),

@@ -263,6 +263,7 @@ class Net:
         loss: The same in JAX; and of the fault.
         flatten: What its port says is flattened.
         frozen: Whether its parameter ``scale`` is frozen.
+        stacked: Which of its modules the port has as one.
     """
 
     torch: type[nn.Module]
@@ -271,6 +272,7 @@ class Net:
     loss: Callable[..., jax.Array] = squared
     flatten: dict[str, tuple[int, ...]] | None = None
     frozen: bool = False
+    stacked: tuple[str, ...] = ()
 
 
 def torch_cross_entropy(logits: torch.Tensor, targets: torch.Tensor) -> torch.Tensor:

@@ -168,5 +168,6 @@ def port(net: str, training: str, *, fault: str = "", **changes: Any) -> Port:
         "optimizer": freeze(TRAININGS[training].optimizer()),
         "clip": freeze(jaxclip.clip_by_global_norm(MAX_NORM)),
         "flatten": of.flatten,
+        "stacked": of.stacked,
     }
     return Port(**(given | changes))
