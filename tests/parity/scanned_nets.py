@@ -19,6 +19,7 @@ from jaxclip.parity import Port, record, replayed_draw, replayed_mask
 
 # As many rows as layers and as steps: nothing is to be known by its length.
 BATCH = LAYERS = STEPS = 4
+GROUPS = 2
 SIZE, HIDDEN, RATE, NOISE, EPS, LR = 3, 5, 0.3, 0.1, 1e-5, 0.01
 
 
@@ -76,12 +77,44 @@ class Loop(nn.Module):
         return self.head(state)
 
 
+class Groups(nn.Module):
+    """Groups of layers, each with a layer of its own behind them."""
+
+    def __init__(self) -> None:
+        """Make the layers."""
+        super().__init__()
+        self.groups = nn.ModuleList(Group() for _ in range(GROUPS))
+        self.head = nn.Linear(SIZE, SIZE)
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        """Map ``(B, SIZE)`` to the same."""
+        for group in self.groups:
+            x = group(x)
+        return self.head(x)
+
+
+class Group(nn.Module):
+    """Layers with dropout, and one that mixes."""
+
+    def __init__(self) -> None:
+        """Make the layers."""
+        super().__init__()
+        self.layers = nn.ModuleList(nn.Linear(SIZE, SIZE) for _ in range(LAYERS))
+        self.mix = nn.Linear(SIZE, SIZE)
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        """Map ``(B, SIZE)`` to the same."""
+        for layer in self.layers:
+            x = x + F.dropout(torch.tanh(layer(x)), RATE)
+        return self.mix(x)
+
+
 def recording(path: Path, net: str, *, dtype: torch.dtype, seed: int = 0) -> Path:
     """Record three steps of a net's training."""
     torch.manual_seed(seed)
-    model = {"stack": Stack, "loop": Loop}[net]().to(dtype)
+    model = {"stack": Stack, "loop": Loop, "groups": Groups}[net]().to(dtype)
     optimizer = torch.optim.AdamW(model.parameters(), lr=LR)
-    shape = (BATCH, SIZE) if net == "stack" else (BATCH, STEPS, SIZE)
+    shape = (BATCH, STEPS, SIZE) if net == "loop" else (BATCH, SIZE)
     with record(path, model, optimizer) as run:
         for _ in range(3):
             x, y = (
@@ -296,6 +329,47 @@ class ScannedLoop(nnx.Module):
         return self.head(state)
 
 
+# Groups of layers: a scan in a scan.
+
+
+class ScannedGroup(nnx.Module):
+    """The port of `Group`."""
+
+    def __init__(self, rngs: nnx.Rngs) -> None:
+        """Make the layers."""
+        make = nnx.vmap(lambda rngs: nnx.Linear(SIZE, SIZE, rngs=rngs))
+        self.layers = make(rngs.split(LAYERS))
+        self.mix = nnx.Linear(SIZE, SIZE, rngs=rngs)
+
+    def __call__(self, x: jax.Array) -> jax.Array:
+        """Map ``(B, SIZE)`` to the same."""
+
+        def call(x: jax.Array, layer: nnx.Linear) -> jax.Array:
+            hidden = nnx.tanh(layer(x))
+            keep = replayed_mask("groups.*", hidden == hidden)
+            return x + jnp.where(keep, hidden / (1 - RATE), 0)
+
+        axes = {"in_axes": (nnx.Carry, 0), "out_axes": nnx.Carry}
+        return self.mix(nnx.scan(call, **axes)(x, self.layers))
+
+
+class ScannedGroups(nnx.Module):
+    """The port of `Groups`."""
+
+    def __init__(self, fault: str = "", *, rngs: nnx.Rngs) -> None:
+        """Make the layers."""
+        self.groups = nnx.vmap(ScannedGroup)(rngs.split(GROUPS))
+        self.head = nnx.Linear(SIZE, SIZE, rngs=rngs)
+        self.fault = fault
+
+    def __call__(self, x: jax.Array) -> jax.Array:
+        """Map ``(B, SIZE)`` to the same."""
+        axes = {"in_axes": (nnx.Carry, 0), "out_axes": nnx.Carry}
+        backwards = self.fault == "backwards"
+        scan = nnx.scan(lambda x, group: group(x), **axes, reverse=backwards)
+        return self.head(scan(x, self.groups))
+
+
 PORTS: dict[str, tuple[str, Any]] = {
     "nnx": (
         "stack",
@@ -314,6 +388,12 @@ PORTS: dict[str, tuple[str, Any]] = {
         "stack",
         lambda fault="": port(
             plain_tree(), partial(plain_loss, fault=fault), stacked=["blocks"]
+        ),
+    ),
+    "groups": (
+        "groups",
+        lambda fault="": port(
+            ScannedGroups(fault, rngs=nnx.Rngs(0)), stacked=["groups", "groups.layers"]
         ),
     ),
     "loop": ("loop", lambda fault="": port(ScannedLoop(fault, rngs=nnx.Rngs(0)))),

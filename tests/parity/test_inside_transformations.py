@@ -21,6 +21,7 @@ from jaxclip.parity import (
 )
 from tests.parity.scanned_nets import (
     BATCH,
+    GROUPS,
     HIDDEN,
     LAYERS,
     LR,
@@ -82,6 +83,12 @@ def test_a_port_that_scans_is_the_same(name, dtype, recorded):
         calls = [f", call {call}" if call else "" for call in range(STEPS)]
         each = [f"{layer}{call}" for call in calls for layer in ("ih", "hh", "drop")]
         assert names == [*each, "head"]
+    elif name == "groups":
+        assert names == [
+            f"groups.{group}.{name}"
+            for group in range(GROUPS)
+            for name in (*(f"layers.{layer}" for layer in range(LAYERS)), "mix")
+        ] + ["head"]
     elif name != "plain":
         assert names == [
             f"blocks.{layer}.{name}"
@@ -113,6 +120,7 @@ FAULTS = [
     ("plain", "gelu", "output", "", "more than noise"),
     ("plain", "scale", "output", "", "more than noise"),
     ("plain", "name", "output", "", "torch drew never what 'blocks.*.dropped' keeps"),
+    ("groups", "backwards", "activations", "groups.0.layers.0", "more than noise"),
     ("loop", "forwards", "activations", "ih", "more than noise"),
 ]
 
