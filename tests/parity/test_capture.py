@@ -5,11 +5,11 @@ import jax.numpy as jnp
 import pytest
 from flax import linen, nnx
 
-from jaxclip.parity._verify._port._calls import Inside
-from jaxclip.parity._verify._port._capture import captured_nnx
 from jaxclip.parity._verify._port._models import LinenModel, NNXModel, read_model
-from jaxclip.parity._verify._port._paths import named, path_of
-from jaxclip.parity._verify._port._replay import Replay
+from jaxclip.parity._verify._random._replay import Replay
+from jaxclip.parity._verify._tracing._calls import Inside
+from jaxclip.parity._verify._tracing._capture import captured_nnx
+from jaxclip.parity._verify._tracing._paths import named, path_of
 
 
 class Inner(nnx.Linear):

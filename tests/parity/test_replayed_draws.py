@@ -19,8 +19,8 @@ from jaxclip.parity import (
     replayed_mask,
     verify,
 )
-from jaxclip.parity._verify._port._drawn import Drawn
-from jaxclip.parity._verify._port._replay import Replay
+from jaxclip.parity._verify._random._drawn import Drawn
+from jaxclip.parity._verify._random._replay import Replay
 from tests.parity.drawn_nets import BATCH, LR, NETS, SIZE, port, recording
 
 pytestmark = pytest.mark.usefixtures("quick_compilation")

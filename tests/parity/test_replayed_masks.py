@@ -14,7 +14,7 @@ from jaxclip.convert import ConversionError
 from jaxclip.models import linen as models_linen
 from jaxclip.parity import Port, open_trace, record, replayed_mask, verify
 from jaxclip.parity._verify._compute._runs import Runs
-from jaxclip.parity._verify._port._drawn import _kept
+from jaxclip.parity._verify._random._drawn import _kept
 from tests.parity.dropped_nets import (
     NETS,
     bare_port,

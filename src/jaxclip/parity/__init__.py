@@ -23,9 +23,9 @@ from jaxclip.parity._trace._records import Run as Run
 from jaxclip.parity._trace._step import Activation as Activation
 from jaxclip.parity._trace._step import Step as Step
 from jaxclip.parity._verify._comparing import compare as compare
-from jaxclip.parity._verify._port._handles import replayed_draw as replayed_draw
-from jaxclip.parity._verify._port._handles import replayed_mask as replayed_mask
 from jaxclip.parity._verify._port._port import Port as Port
+from jaxclip.parity._verify._random._handles import replayed_draw as replayed_draw
+from jaxclip.parity._verify._random._handles import replayed_mask as replayed_mask
 from jaxclip.parity._verify._report._difference import Difference as Difference
 from jaxclip.parity._verify._report._report import Report as Report
 from jaxclip.parity._verify._traces._two_traces import compare_traces as compare_traces

@@ -16,8 +16,8 @@ from flax import nnx
 from jaxclip.parity._jax._names import Arrays
 from jaxclip.parity._trace._options import Options
 from jaxclip.parity._trace._records import ModuleRecord, Run
-from jaxclip.parity._verify._port._capture import class_name
 from jaxclip.parity._verify._port._models import LinenModel, Model, NNXModel
+from jaxclip.parity._verify._tracing._capture import class_name
 
 
 def describe(

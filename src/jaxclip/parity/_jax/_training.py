@@ -11,12 +11,12 @@ from flax import nnx
 
 from jaxclip.parity._verify._compute._bench import norm_in
 from jaxclip.parity._verify._compute._runs import Forward, Precision, Runs
-from jaxclip.parity._verify._port._calls import Calls, unrolled
-from jaxclip.parity._verify._port._capture import Order
-from jaxclip.parity._verify._port._drawn import Drawn
-from jaxclip.parity._verify._port._dropouts import Dropouts
 from jaxclip.parity._verify._port._models import LinenModel, NNXModel, read_model
 from jaxclip.parity._verify._port._port import Port
+from jaxclip.parity._verify._random._drawn import Drawn
+from jaxclip.parity._verify._random._dropouts import Dropouts
+from jaxclip.parity._verify._tracing._calls import Calls, unrolled
+from jaxclip.parity._verify._tracing._capture import Order
 
 
 class Variables(NamedTuple):

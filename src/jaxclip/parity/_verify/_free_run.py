@@ -20,7 +20,7 @@ from jaxclip.parity._verify._compute._runs import Precision
 from jaxclip.parity._verify._judge._norms import true_norm
 from jaxclip.parity._verify._judge._rules import noise_of
 from jaxclip.parity._verify._judge._samples import Sample
-from jaxclip.parity._verify._port._drawn import Drawn
+from jaxclip.parity._verify._random._drawn import Drawn
 
 Array = np.ndarray[Any, Any]
 Arrays = Mapping[str, Array]

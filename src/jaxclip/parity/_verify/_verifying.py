@@ -17,9 +17,9 @@ from jaxclip.parity._verify._free_run import run_freely
 from jaxclip.parity._verify._judge._rules import Rule
 from jaxclip.parity._verify._kinks._explaining import explained
 from jaxclip.parity._verify._kinks._watching import Watched
-from jaxclip.parity._verify._port._drawn import place_of
 from jaxclip.parity._verify._port._models import read_model
 from jaxclip.parity._verify._port._port import Port
+from jaxclip.parity._verify._random._drawn import place_of
 from jaxclip.parity._verify._report._difference import Difference
 from jaxclip.parity._verify._report._report import Report
 from jaxclip.parity._verify._report._results import StageResult

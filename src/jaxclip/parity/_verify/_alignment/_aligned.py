@@ -7,8 +7,8 @@ import numpy as np
 
 from jaxclip.parity._trace._step import Step
 from jaxclip.parity._verify._alignment._alignment import Place
-from jaxclip.parity._verify._port._calls import Calls
-from jaxclip.parity._verify._port._dropouts import Dropouts
+from jaxclip.parity._verify._random._dropouts import Dropouts
+from jaxclip.parity._verify._tracing._calls import Calls
 
 Array = np.ndarray[Any, Any]
 Arrays = Mapping[str, Array]

@@ -26,10 +26,10 @@ from jaxclip.convert._targets.tree import tree_path
 from jaxclip.parity._arrays import unfilled
 from jaxclip.parity._trace._records import Run
 from jaxclip.parity._trace._step import Step
-from jaxclip.parity._verify._port._calls import Calls, unrolled
-from jaxclip.parity._verify._port._dropouts import Dropouts
 from jaxclip.parity._verify._port._models import Model
 from jaxclip.parity._verify._port._port import Port
+from jaxclip.parity._verify._random._dropouts import Dropouts
+from jaxclip.parity._verify._tracing._calls import Calls, unrolled
 
 Array = np.ndarray[Any, Any]
 Arrays = Mapping[str, Array]
@@ -89,7 +89,8 @@ class Alignment:
         self.weights = _mapping(model, port, run, step)
         if port.layouts is not None:
             self.weights = self.weights.with_layouts(port.layouts)
-        self.dropouts = Dropouts(model, run, self.weights, port.dropouts or {})
+        said = port.dropouts or {}
+        self.dropouts = Dropouts(model.dropouts, run, self.weights, said)
         self._known = {name for entry in self.weights.entries for name in entry.names}
         self._optimized = [n for group in run.groups for n in group if n in self._known]
         self._aliases, self._frozen = run.tied, run.frozen

@@ -25,10 +25,10 @@ from jaxclip.parity._jax._names import (
 from jaxclip.parity._trace._step import Step
 from jaxclip.parity._verify._alignment._aligned import Array, Arrays, Cast, State
 from jaxclip.parity._verify._alignment._alignment import HIDDEN, Place, flat
-from jaxclip.parity._verify._port._calls import Calls, unrolled
-from jaxclip.parity._verify._port._dropouts import Dropouts
 from jaxclip.parity._verify._port._models import Model, NNXModel
 from jaxclip.parity._verify._port._port import Port
+from jaxclip.parity._verify._random._dropouts import Dropouts
+from jaxclip.parity._verify._tracing._calls import Calls, unrolled
 
 
 class JaxAlignment:

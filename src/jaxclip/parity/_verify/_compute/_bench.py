@@ -29,8 +29,8 @@ from jaxclip.parity._verify._compute._recorded import (
 )
 from jaxclip.parity._verify._compute._runs import Precision, Runs, nested_batch
 from jaxclip.parity._verify._compute._sides import Called, S, Sides, Stepped
-from jaxclip.parity._verify._port._drawn import Drawn
 from jaxclip.parity._verify._port._models import Model
+from jaxclip.parity._verify._random._drawn import Drawn
 
 Array = np.ndarray[Any, Any]
 Arrays = Mapping[str, Array]

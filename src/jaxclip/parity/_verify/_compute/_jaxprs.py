@@ -15,8 +15,8 @@ from jax.extend import core
 
 from jaxclip.parity._verify._compute._deciding import Decision, decision_of
 from jaxclip.parity._verify._compute._lifting import bound, lifted
-from jaxclip.parity._verify._port._calls import Calls, Repeated
-from jaxclip.parity._verify._port._inside import ASK, MARK, Question, Turns
+from jaxclip.parity._verify._tracing._calls import Calls, Repeated
+from jaxclip.parity._verify._tracing._inside import ASK, MARK, Question, Turns
 
 Moves = Mapping[int, tuple[Any, Any]]
 """By the number of a value: flat indices of its elements, and what is added there."""

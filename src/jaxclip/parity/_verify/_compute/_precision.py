@@ -9,7 +9,7 @@ import numpy as np
 from jax.extend import core
 
 from jaxclip.parity._verify._compute._jaxprs import Evaluation, jaxprs_in
-from jaxclip.parity._verify._port._inside import ASK, MARK, Question
+from jaxclip.parity._verify._tracing._inside import ASK, MARK, Question
 
 
 class Traced:

@@ -22,13 +22,13 @@ from jaxclip.parity._verify._compute._jaxprs import (
 )
 from jaxclip.parity._verify._compute._precision import Traced
 from jaxclip.parity._verify._compute._products import full_products
-from jaxclip.parity._verify._port._answers import answers
-from jaxclip.parity._verify._port._calls import Calls, completed
-from jaxclip.parity._verify._port._drawn import Account, Drawn
-from jaxclip.parity._verify._port._dropouts import Dropouts
-from jaxclip.parity._verify._port._float32_draws import drawn_in_float32
 from jaxclip.parity._verify._port._models import Model
 from jaxclip.parity._verify._port._port import Port
+from jaxclip.parity._verify._random._answers import answers
+from jaxclip.parity._verify._random._drawn import Account, Drawn
+from jaxclip.parity._verify._random._dropouts import Dropouts
+from jaxclip.parity._verify._random._float32_draws import drawn_in_float32
+from jaxclip.parity._verify._tracing._calls import Calls, completed
 
 Array = np.ndarray[Any, Any]
 

@@ -11,7 +11,7 @@ from jaxclip.parity._trace._step import Step
 from jaxclip.parity._verify._alignment._alignment import Place
 from jaxclip.parity._verify._compute._errors import Error, errors_of
 from jaxclip.parity._verify._compute._known import digested, output_digests
-from jaxclip.parity._verify._port._drawn import Remark
+from jaxclip.parity._verify._random._drawn import Remark
 
 Array = np.ndarray[Any, Any]
 Arrays = Mapping[str, Array]

@@ -16,7 +16,7 @@ from jaxclip.parity._verify._judge._flattened import flattened_otherwise
 from jaxclip.parity._verify._judge._judging import refused
 from jaxclip.parity._verify._judge._running_variance import is_biased
 from jaxclip.parity._verify._judge._summed import grain_of_sum
-from jaxclip.parity._verify._port._drawn import Remark, place_of
+from jaxclip.parity._verify._random._drawn import Remark, place_of
 from jaxclip.parity._verify._report._results import (
     NotCompared,
     StageResult,

@@ -31,7 +31,7 @@ from jaxclip.parity._verify._kinks._kinks import (
     near,
 )
 from jaxclip.parity._verify._kinks._watching import Move, Site, Watched
-from jaxclip.parity._verify._port._drawn import Drawn
+from jaxclip.parity._verify._random._drawn import Drawn
 from jaxclip.parity._verify._report._results import StageResult, TensorResult
 
 FORWARD = ("activations", "output", "loss", "gradients", "buffers after")

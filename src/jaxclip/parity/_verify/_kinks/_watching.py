@@ -12,7 +12,7 @@ import numpy as np
 from jaxclip.parity._verify._compute._deciding import Decision
 from jaxclip.parity._verify._compute._jaxprs import Seen
 from jaxclip.parity._verify._compute._runs import Forward, Precision, Runs
-from jaxclip.parity._verify._port._drawn import Drawn
+from jaxclip.parity._verify._random._drawn import Drawn
 
 Array = np.ndarray[Any, Any]
 

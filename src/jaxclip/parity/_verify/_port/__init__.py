@@ -1,1 +1,1 @@
-"""The port: its model, how it is called, and its dropout."""
+"""The port: what the user says of it, and its model in the forms that there are."""

@@ -12,12 +12,12 @@ from flax import nnx
 
 from jaxclip.convert._targets.bare_trees import is_bare
 from jaxclip.convert._targets.linen_calls import seen_in
-from jaxclip.parity._verify._port._calls import Calls
-from jaxclip.parity._verify._port._capture import Order, captured_linen, captured_nnx
-from jaxclip.parity._verify._port._drawn import Account
-from jaxclip.parity._verify._port._flax_dropout import replayed_linen, replayed_nnx
-from jaxclip.parity._verify._port._paths import named
-from jaxclip.parity._verify._port._replay import Replay
+from jaxclip.parity._verify._random._drawn import Account
+from jaxclip.parity._verify._random._flax_dropout import replayed_linen, replayed_nnx
+from jaxclip.parity._verify._random._replay import Replay
+from jaxclip.parity._verify._tracing._calls import Calls
+from jaxclip.parity._verify._tracing._capture import Order, captured_linen, captured_nnx
+from jaxclip.parity._verify._tracing._paths import named
 
 LossFn = Callable[[Any, dict[str, Any]], Any]
 

@@ -9,7 +9,7 @@ import jax
 import numpy as np
 
 from jaxclip.convert._modules import in_layers, is_in
-from jaxclip.parity._verify._port._inside import Turns, places
+from jaxclip.parity._verify._tracing._inside import Turns, places
 
 Calls = dict[str, list[Any]]
 """What a module returned, call by call, by the path that Flax lists it under: in scans

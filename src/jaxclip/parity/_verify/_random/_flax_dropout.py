@@ -9,9 +9,9 @@ from flax import linen, nnx
 from jax import lax
 
 from jaxclip.convert._rules.layouts import SAME
-from jaxclip.parity._verify._port._inside import Question, asked
-from jaxclip.parity._verify._port._paths import path_of
-from jaxclip.parity._verify._port._replay import Replay
+from jaxclip.parity._verify._random._replay import Replay
+from jaxclip.parity._verify._tracing._inside import Question, asked
+from jaxclip.parity._verify._tracing._paths import path_of
 
 
 @contextlib.contextmanager

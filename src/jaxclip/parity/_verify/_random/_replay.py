@@ -17,8 +17,7 @@ import jax.numpy as jnp
 from jaxclip.convert._rules import layouts
 from jaxclip.convert._rules.layouts import SAME, Layout
 from jaxclip.parity._trace._records import Call
-from jaxclip.parity._verify._port._calls import around
-from jaxclip.parity._verify._port._drawn import (
+from jaxclip.parity._verify._random._drawn import (
     Account,
     Drawn,
     Remark,
@@ -27,7 +26,8 @@ from jaxclip.parity._verify._port._drawn import (
     said,
     times,
 )
-from jaxclip.parity._verify._port._inside import Question, trace
+from jaxclip.parity._verify._tracing._calls import around
+from jaxclip.parity._verify._tracing._inside import Question, trace
 
 ACTIVE: ContextVar["Replay | None"] = ContextVar("replay", default=None)
 """What the handles of a port find, while it is verified."""

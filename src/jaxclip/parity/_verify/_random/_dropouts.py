@@ -5,7 +5,7 @@ the module around it. Where torch's is a function, it belongs to the module that
 it, and in the port to the same module, or is a module inside of that.
 """
 
-from collections.abc import Iterator, Mapping
+from collections.abc import Collection, Iterator, Mapping
 
 from jaxclip.convert import ConversionError, ModulePair, WeightMap
 from jaxclip.convert._modules import (
@@ -18,10 +18,9 @@ from jaxclip.convert._modules import (
 )
 from jaxclip.convert._rules.layouts import SAME, Layout
 from jaxclip.parity._trace._records import Run
-from jaxclip.parity._verify._port._calls import Calls, around
-from jaxclip.parity._verify._port._drawn import Account, Drawn
-from jaxclip.parity._verify._port._models import Model
-from jaxclip.parity._verify._port._replay import Replay
+from jaxclip.parity._verify._random._drawn import Account, Drawn
+from jaxclip.parity._verify._random._replay import Replay
+from jaxclip.parity._verify._tracing._calls import Calls, around
 
 _TORCH = "torch.nn.modules."
 
@@ -44,7 +43,8 @@ class Dropouts:
     """The dropouts of torch's model, and where the port has them.
 
     Args:
-        model: The port's model.
+        flax: The paths of the port's own dropouts; None if they are known when it is
+            called, and not before.
         run: What holds for the recorded run.
         weights: The map of the weights, with the modules that it pairs.
         said: The paths of the port's by those of torch's, where the user says it.
@@ -60,7 +60,11 @@ class Dropouts:
     """
 
     def __init__(
-        self, model: Model, run: Run, weights: WeightMap, said: Mapping[str, str]
+        self,
+        flax: Collection[str] | None,
+        run: Run,
+        weights: WeightMap,
+        said: Mapping[str, str],
     ) -> None:
         """Find a place for each."""
         types = {module.path: module.type for module in run.modules}
@@ -69,7 +73,7 @@ class Dropouts:
         self.owners = {pair.flax: pair.torch for pair in weights.modules}
         self._stacks = layers_in(self.owners)
         said = _of_all_layers(said, types, self._stacks)
-        _check(said, types, model)
+        _check(said, types, flax)
         self.layouts: dict[str, Layout] = {
             pair.torch: pair.layout for pair in weights.modules if pair.layout
         }
@@ -86,8 +90,7 @@ class Dropouts:
             places: dict[str, int] = {}
             for place, rank in _places(drop.path, said, known, types):
                 places.setdefault(place, rank)
-            if model.dropouts is not None:
-                flax = model.dropouts
+            if flax is not None:
                 there = [p for p in places if without_layers(p) in flax]
                 places = {place: 0 for place in there[:1]}
             self._places[drop.path] = places
@@ -190,7 +193,9 @@ def _of_all_layers(
     return found
 
 
-def _check(said: Mapping[str, str], types: Mapping[str, str], model: Model) -> None:
+def _check(
+    said: Mapping[str, str], types: Mapping[str, str], flax: Collection[str] | None
+) -> None:
     problems = []
     for torch, place in said.items():
         if torch not in types:
@@ -201,10 +206,10 @@ def _check(said: Mapping[str, str], types: Mapping[str, str], model: Model) -> N
                 "function, name the module that calls it.)"
             )
         plain = without_layers(place)
-        if model.dropouts is not None and plain not in model.dropouts:
+        if flax is not None and plain not in flax:
             problems.append(
                 f"dropouts gives {torch!r} the place {place!r}, where the port has no "
-                f"nnx.Dropout: it has {', '.join(map(repr, model.dropouts)) or 'none'}."
+                f"nnx.Dropout: it has {', '.join(map(repr, flax)) or 'none'}."
             )
     if problems:
         raise ConversionError(problems)

@@ -11,9 +11,9 @@ from typing import Any
 import jax.numpy as jnp
 
 from jaxclip.convert._modules import in_layers, starred, stars
-from jaxclip.parity._verify._port._calls import around
-from jaxclip.parity._verify._port._inside import Question, Turns, places
-from jaxclip.parity._verify._port._replay import Replay
+from jaxclip.parity._verify._random._replay import Replay
+from jaxclip.parity._verify._tracing._calls import around
+from jaxclip.parity._verify._tracing._inside import Question, Turns, places
 
 Asked = tuple[Question, tuple[Turns, ...]]
 """A question, and the iterations of each scan that it is in, the outermost first."""

@@ -8,8 +8,8 @@ import numpy as np
 from jaxclip.convert._rules import layouts
 from jaxclip.convert._rules.layouts import SAME, Layout
 from jaxclip.parity._trace._records import OUTSIDE
-from jaxclip.parity._verify._port._inside import Question, asked
-from jaxclip.parity._verify._port._replay import ACTIVE
+from jaxclip.parity._verify._random._replay import ACTIVE
+from jaxclip.parity._verify._tracing._inside import Question, asked
 
 
 def replayed_mask(module: str | None, keep: Any, *, layout: Layout = SAME) -> Any:

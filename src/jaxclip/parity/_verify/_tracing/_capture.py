@@ -7,9 +7,9 @@ from typing import Any
 
 from flax import linen, nnx
 
-from jaxclip.parity._verify._port._calls import Calls, Inside
-from jaxclip.parity._verify._port._inside import marked, trace
-from jaxclip.parity._verify._port._paths import path_of
+from jaxclip.parity._verify._tracing._calls import Calls, Inside
+from jaxclip.parity._verify._tracing._inside import marked, trace
+from jaxclip.parity._verify._tracing._paths import path_of
 
 METHODS = ("__call__", "attend")
 """What returns an activation: an embedding is an output layer by its second method."""

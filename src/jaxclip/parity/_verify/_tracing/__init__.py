@@ -1,0 +1,1 @@
+"""What the modules of a port return, and what it asks for, while it is traced."""
