@@ -251,16 +251,17 @@ def test_the_map_pairs_the_modules_of_stacked_layers():
 
 
 class Critic(nnx.Module):
-    """Two layers."""
+    """Two layers, and dropout between them."""
 
     def __init__(self, *, rngs):
         """Make the layers."""
         self.fc1 = nnx.Linear(SIZE, HIDDEN, rngs=rngs)
+        self.drop = nnx.Dropout(RATE, rngs=rngs)
         self.fc2 = nnx.Linear(HIDDEN, 1, rngs=rngs)
 
     def __call__(self, x):
         """Map ``(B, SIZE)`` to ``(B, 1)``."""
-        return self.fc2(jnp.tanh(self.fc1(x)))
+        return self.fc2(self.drop(jnp.tanh(self.fc1(x))))
 
 
 def penalized(model, batch):
@@ -283,6 +284,7 @@ def test_what_is_differentiated_is_in_its_place_among_the_calls(tmp_path):
     for name, layer in (
         ("fc1", torch.nn.Linear(SIZE, HIDDEN)),
         ("tanh", torch.nn.Tanh()),
+        ("drop", torch.nn.Dropout(RATE)),
         ("fc2", torch.nn.Linear(HIDDEN, 1)),
     ):
         model.add_module(name, layer)
@@ -305,4 +307,5 @@ def test_what_is_differentiated_is_in_its_place_among_the_calls(tmp_path):
     report.raise_if_different()
     names = [tensor.name for tensor in report.of_stage("activations")[0].tensors]
     calls = ("", ", call 1", ", call 2")
-    assert names == [f"{layer}{call}" for call in calls for layer in ("fc1", "fc2")]
+    layers = ("fc1", "drop", "fc2")
+    assert names == [f"{layer}{call}" for call in calls for layer in layers]

@@ -61,6 +61,7 @@ class Replay:
     _used_draws: set[int] = field(default_factory=set, init=False)
     _remarks: dict[Remark, None] = field(default_factory=dict, init=False)
     _trace: Any = field(default_factory=trace, init=False)
+    _waiting: set[str] = field(default_factory=set, init=False)
 
     def __post_init__(self, before: Account | None) -> None:
         """Go on from what was given out."""
@@ -95,22 +96,31 @@ class Replay:
         return self._next(self._origins_of(path), shape, None, repr(path))
 
     def waits(self, path: str) -> bool:
-        """Say whether a dropout of Flax's is to ask when it is known where it is.
-
-        Inside of a transformation it may be in stacked layers, or called again.
-        """
-        if not self.replays or trace() == self._trace:
+        """Say whether a dropout of Flax's is to ask when it is known where it is."""
+        if not self.replays:
             return False
-        masks = self._free(self.drawn.masks, self._used, self._origins_of(path))
-        return bool(around(path, self.stacks)) or len(masks) > 1
+        layers = bool(around(path, self.stacks))
+        return self._waits(self._origins_of(path), layers=layers)
 
     def handle_waits(self, module: str) -> bool:
         """Say the same of a handle, which gives the path of torch's module."""
-        if trace() == self._trace:
-            return False
-        masks = self._free(self.drawn.masks, self._used, (module,))
-        draws = self._free(self.drawn.draws, self._used_draws, (module,))
-        return "*" in module or max(len(masks), len(draws)) > 1
+        return self._waits((module,), layers="*" in module)
+
+    def _waits(self, modules: Sequence[str], *, layers: bool) -> bool:
+        """Wait inside of a transformation, where it may be called again, and after.
+
+        Args:
+            modules: The modules of torch's that it may be.
+            layers: Whether it is in stacked layers.
+        """
+        masks = self._free(self.drawn.masks, self._used, modules)
+        draws = self._free(self.drawn.draws, self._used_draws, modules)
+        inside = trace() != self._trace
+        several = layers or len(masks) > 1 or len(draws) > 1
+        if (inside and several) or not self._waiting.isdisjoint(modules):
+            self._waiting |= {*modules}
+            return True
+        return False
 
     def _origins_of(self, path: str) -> Sequence[str]:
         """Return the modules of torch's that a dropout of Flax's may be."""
@@ -122,13 +132,6 @@ class Replay:
             # In torch it is a function that the module around it calls.
             return (outer,)
         return modules
-
-    @staticmethod
-    def _free(
-        calls: Sequence[Call], used: set[int], modules: Sequence[str]
-    ) -> list[int]:
-        own = (n for n, call in enumerate(calls) if call.module in modules)
-        return [n for n in own if n not in used]
 
     def of_torch(self, path: str, shape: tuple[int, ...], layout: Layout) -> Any:
         """Return what the next call of a dropout of torch's kept, or None."""
@@ -217,6 +220,13 @@ class Replay:
         # What the module around it returns need not lie as this does.
         likely: tuple[Layout, ...] = (own, SAME, "channels_last")
         return next((each for each in likely if _fits(kept, each, shape)), own)
+
+    @staticmethod
+    def _free(
+        calls: Sequence[Call], used: set[int], modules: Sequence[str]
+    ) -> list[int]:
+        own = (n for n, call in enumerate(calls) if call.module in modules)
+        return [n for n in own if n not in used]
 
     def say_unknown(self, question: Question) -> None:
         """Say that it is not known where a port asks for what was drawn."""
