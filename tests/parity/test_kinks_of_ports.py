@@ -14,7 +14,7 @@ from torch.nn import functional as F
 from jaxclip import clip_by_global_norm, clip_by_value, optim
 from jaxclip.parity import Port, record, verify
 from jaxclip.parity._verify._compute._deciding import Decision
-from jaxclip.parity._verify._compute._jaxprs import Evaluation
+from jaxclip.parity._verify._compute._evaluation import Evaluation
 from jaxclip.parity._verify._compute._precision import Traced
 from jaxclip.parity._verify._kinks._kinks import AS_TORCH, defined_otherwise, flipped
 from tests.kinks import KINKS

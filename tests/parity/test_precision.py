@@ -12,7 +12,7 @@ from torch.nn import functional as F
 
 from jaxclip import clip_by_global_norm, models, optim
 from jaxclip.parity import Port, record, verify
-from jaxclip.parity._verify._compute._jaxprs import Evaluation
+from jaxclip.parity._verify._compute._evaluation import Evaluation
 from jaxclip.parity._verify._compute._precision import Traced
 
 pytestmark = pytest.mark.usefixtures("quick_compilation")

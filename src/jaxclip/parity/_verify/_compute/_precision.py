@@ -8,7 +8,8 @@ import jax.numpy as jnp
 import numpy as np
 from jax.extend import core
 
-from jaxclip.parity._verify._compute._jaxprs import Evaluation, jaxprs_in
+from jaxclip.parity._verify._compute._equations import jaxprs_in
+from jaxclip.parity._verify._compute._evaluation import Evaluation
 from jaxclip.parity._verify._tracing._inside import ASK, MARK, Question
 
 

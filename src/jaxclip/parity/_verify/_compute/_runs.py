@@ -13,11 +13,11 @@ import numpy as np
 import optax
 
 from jaxclip.parity._arrays import is_float
-from jaxclip.parity._verify._compute._jaxprs import (
+from jaxclip.parity._verify._compute._equations import asked_in
+from jaxclip.parity._verify._compute._evaluation import (
     Evaluation,
     Moves,
     Seen,
-    asked_in,
     calls_of,
 )
 from jaxclip.parity._verify._compute._precision import Traced

@@ -10,7 +10,7 @@ import jax.numpy as jnp
 import numpy as np
 
 from jaxclip.parity._verify._compute._deciding import Decision
-from jaxclip.parity._verify._compute._jaxprs import Seen
+from jaxclip.parity._verify._compute._evaluation import Seen
 from jaxclip.parity._verify._compute._runs import Forward, Precision, Runs
 from jaxclip.parity._verify._random._drawn import Drawn
 

@@ -5,7 +5,7 @@ elements of what it computes moved by a little (``moves``), where a comparison o
 maximum looks at them.
 """
 
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any, NamedTuple
 
 import jax
@@ -14,25 +14,13 @@ import numpy as np
 from jax.extend import core
 
 from jaxclip.parity._verify._compute._deciding import Decision, decision_of
+from jaxclip.parity._verify._compute._equations import INLINED, source_of
 from jaxclip.parity._verify._compute._lifting import bound, lifted
 from jaxclip.parity._verify._tracing._calls import Calls, Repeated
 from jaxclip.parity._verify._tracing._inside import ASK, MARK, Question, Turns
 
 Moves = Mapping[int, tuple[Any, Any]]
 """By the number of a value: flat indices of its elements, and what is added there."""
-
-_INLINED = {
-    "jit": "jaxpr",
-    "pjit": "jaxpr",
-    "closed_call": "call_jaxpr",
-    "core_call": "call_jaxpr",
-    "custom_jvp_call": "call_jaxpr",
-    "custom_vjp_call": "call_jaxpr",
-    "checkpoint": "jaxpr",
-    "remat2": "jaxpr",
-}
-"""Primitives that do nothing but what is in them, and the parameter that has it."""
-
 
 _DRAWING = {
     *("random_bits", "threefry2x32", "rng_bit_generator", "random_gamma"),
@@ -169,8 +157,8 @@ class Evaluation:
         self, eqn: Any, values: list[Value], where: tuple[str, ...], position: Any
     ) -> list[Value]:
         name = eqn.primitive.name
-        if name in _INLINED and _INLINED[name] in eqn.params:
-            inner = eqn.params[_INLINED[name]]
+        if name in INLINED and INLINED[name] in eqn.params:
+            inner = eqn.params[INLINED[name]]
             jaxpr = getattr(inner, "jaxpr", inner)
             called = eqn.params.get("name")
             within = (*where, called) if isinstance(called, str) else where
@@ -228,7 +216,7 @@ class Evaluation:
             if self._blind or value.number is None:
                 continue
             bounds = None if against is None else values[against].array
-            source = _source(eqn)
+            source = source_of(eqn)
             names = (*where, source) if source else where
             number = value.number
             while number in self._passed:
@@ -333,51 +321,3 @@ def _beside(value: Any, bounds: Any) -> Any:
     """Give the bounds of all iterations the axes of the value, which they lack."""
     missing = (1,) * (value.ndim - bounds.ndim)
     return bounds.reshape(*bounds.shape[:1], *missing, *bounds.shape[1:])
-
-
-def _source(eqn: Any) -> str:
-    """Return the file and line of an equation, where its author wrote them."""
-    traceback = eqn.source_info.traceback
-    for frame in () if traceback is None else traceback.frames:
-        path = frame.file_name.replace("\\", "/")
-        if not any(f"/{package}/" in path for package in _PACKAGES):
-            return f"{path.rpartition('/')[2]}:{frame.line_num}"
-    return ""
-
-
-_PACKAGES = ("jax", "jaxlib", "flax", "optax", "jaxclip/parity")
-
-
-def asked_in(
-    jaxpr: core.Jaxpr, turns: tuple[Turns, ...] = ()
-) -> Iterator[tuple[Question, tuple[Turns, ...]]]:
-    """Yield what is asked for in a traced function, and in which scans.
-
-    What is in a branch, a loop, or batched is left out, as nobody knows how often it
-    is asked there; so is what a checkpoint asks anew for its derivative.
-    """
-    for eqn in jaxpr.eqns:
-        name = eqn.primitive.name
-        if eqn.primitive is ASK and not eqn.params["batched"]:
-            yield eqn.params["question"], turns
-        elif name == "scan":
-            own = Turns(eqn.params["length"], eqn.params["reverse"])
-            yield from asked_in(eqn.params["jaxpr"].jaxpr, (*turns, own))
-        elif name in _INLINED and not eqn.params.get("differentiated", False):
-            inner = eqn.params.get(_INLINED[name])
-            if inner is not None:
-                yield from asked_in(getattr(inner, "jaxpr", inner), turns)
-
-
-def jaxprs_in(jaxpr: core.Jaxpr) -> list[core.Jaxpr]:
-    """Return a traced function, and those in it."""
-    found = [jaxpr]
-    for eqn in jaxpr.eqns:
-        for leaf in jax.tree.leaves(
-            [*eqn.params.values()],
-            is_leaf=lambda x: isinstance(x, core.Jaxpr | core.ClosedJaxpr),
-        ):
-            if isinstance(leaf, core.Jaxpr | core.ClosedJaxpr):
-                inner: Any = leaf
-                found += jaxprs_in(getattr(inner, "jaxpr", inner))
-    return found
