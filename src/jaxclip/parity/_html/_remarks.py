@@ -4,6 +4,7 @@ from collections.abc import Iterable
 from typing import TYPE_CHECKING
 
 from jaxclip.parity._html._markup import Markup, el, join, name_of
+from jaxclip.parity._verify._report._text import by_reason
 
 if TYPE_CHECKING:
     from jaxclip.parity._verify._report._report import Report
@@ -40,15 +41,11 @@ def notes(report: "Report") -> Markup | None:
 
 def not_compared(report: "Report") -> Markup | None:
     """Build what was not compared, and why; None if all was."""
-    items = [
-        join(
-            el("b", stage.capitalize()),
-            ": ",
-            join(name_of(left.name), ": ") if left.name else None,
-            left.reason,
-        )
-        for stage, left in report.not_compared
-    ]
+    items = []
+    for stage, reason, names in by_reason(report.not_compared):
+        shown = [part for name in names for part in (", ", name_of(name))][1:]
+        listed = join(*shown, ": ") if names else None
+        items.append(join(el("b", stage.capitalize()), ": ", listed, reason))
     return _section("left", "Not compared", items)
 
 

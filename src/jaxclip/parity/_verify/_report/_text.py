@@ -1,9 +1,13 @@
 """A report as plain text."""
 
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from typing import TYPE_CHECKING
 
-from jaxclip.parity._verify._report._results import StageResult, TensorResult
+from jaxclip.parity._verify._report._results import (
+    NotCompared,
+    StageResult,
+    TensorResult,
+)
 from jaxclip.parity._verify._report._words import TORCH, Words
 
 if TYPE_CHECKING:
@@ -11,6 +15,10 @@ if TYPE_CHECKING:
 
 MOST = 20
 """How many tensors that differ are written out; all of them are in the JSON."""
+
+
+SHOWN = 3
+"""How many of those that were not compared for the same reason are named."""
 
 
 def text(report: "Report") -> str:
@@ -64,7 +72,10 @@ def remarks(report: "Report") -> list[str]:
     lines = []
     if report.not_compared:
         lines += ["", "Not compared:"]
-        lines += [f"  {stage}: {left}" for stage, left in report.not_compared]
+        for stage, reason, names in by_reason(report.not_compared):
+            more = f" and {len(names) - SHOWN} more" if len(names) > SHOWN else ""
+            listed = f"{', '.join(names[:SHOWN])}{more}: " if names else ""
+            lines.append(f"  {stage}: {listed}{reason}")
     if report.kinks:
         lines += ["", "Kinks that rounding decided otherwise in the two:"]
         lines += [f"  step {step}: {kink}" for step, kink in report.kinks]
@@ -77,6 +88,25 @@ def remarks(report: "Report") -> list[str]:
         lines += ["", "Mistakes of the recorded loop:"]
         lines += [f"  {warning}" for warning in report.warnings]
     return lines
+
+
+def by_reason(
+    left: Iterable[tuple[str, NotCompared]],
+) -> Iterator[tuple[str, str, list[str]]]:
+    """Yield stages, reasons, and what was not compared there for that reason.
+
+    Example:
+        >>> left = [NotCompared("fc1", "unknown"), NotCompared("fc2", "unknown")]
+        >>> [*by_reason(("activations", each) for each in left)]
+        [('activations', 'unknown', ['fc1', 'fc2'])]
+    """
+    found: dict[tuple[str, str], list[str]] = {}
+    for stage, each in left:
+        names = found.setdefault((stage, each.reason), [])
+        if each.name:
+            names.append(each.name)
+    for (stage, reason), names in found.items():
+        yield stage, reason, names
 
 
 def summary(stages: tuple[StageResult, ...], words: Words = TORCH) -> tuple[str, str]:
