@@ -19,6 +19,7 @@ from jaxclip.parity import (
     replayed_draw,
     verify,
 )
+from jaxclip.parity._verify._random._dropouts import _of_all_layers
 from tests.parity.scanned_nets import (
     BATCH,
     GROUPS,
@@ -309,3 +310,21 @@ def test_what_is_differentiated_is_in_its_place_among_the_calls(tmp_path):
     calls = ("", ", call 1", ", call 2")
     layers = ("fc1", "drop", "fc2")
     assert names == [f"{layer}{call}" for call in calls for layer in layers]
+
+
+def test_what_is_said_of_dropouts_holds_for_every_layer():
+    types = dict.fromkeys(("h.0.drop", "h.1.drop", "h.0.mlp", "drop"), "")
+    stacks = {"blocks": 2}
+
+    def said(name, place):
+        return _of_all_layers({name: place}, types, stacks)
+
+    apart = {"h.0.drop": "h_0.Dropout_0", "h.1.drop": "h_1.Dropout_0"}
+    assert said("h.*.drop", "h_*.Dropout_0") == apart
+    stacked = {"h.0.drop": "blocks[0].D", "h.1.drop": "blocks[1].D"}
+    assert said("h.*.drop", "blocks.D") == stacked
+    assert said("h.*.drop", "one") == {"h.0.drop": "one", "h.1.drop": "one"}
+    assert said("drop", "d") == {"drop": "d"}
+    assert said("no.*.drop", "d") == {"no.*.drop": "d"}  # which is refused later
+    with pytest.raises(convert.ConversionError, match="must have as many \\* as the"):
+        said("h.*.drop", "h_*.inner_*.D")

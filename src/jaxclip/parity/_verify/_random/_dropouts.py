@@ -178,18 +178,30 @@ def _places(
 def _of_all_layers(
     said: Mapping[str, str], types: Mapping[str, str], stacks: Mapping[str, int]
 ) -> dict[str, str]:
-    """Say of each layer what is said of all, with ``*`` for the layer's number."""
+    """Say of each layer what is said of all, with ``*`` for the layer's number.
+
+    Raises:
+        ConversionError: If a place has another number of them than the name.
+    """
     found: dict[str, str] = {}
+    problems = []
     for name, place in said.items():
-        numbers = [(torch, layers) for torch in types if (layers := stars(name, torch))]
-        if "*" not in name or not numbers:
+        fitting = {path: layers for path in types if (layers := stars(name, path))}
+        within = around(place, stacks)
+        if not fitting:
             found[name] = place
-            continue
-        for torch, layers in numbers:
-            within = dict(zip(around(place, stacks), layers, strict=False))
-            found[torch] = (
-                starred(place, layers) if "*" in place else in_layers(place, within)
+        elif "*" in place and place.count("*") == name.count("*"):
+            found |= {path: starred(place, own) for path, own in fitting.items()}
+        elif "*" not in place and len(within) in (0, name.count("*")):
+            for path, layers in fitting.items():
+                found[path] = in_layers(place, dict(zip(within, layers, strict=False)))
+        else:
+            problems.append(
+                f"dropouts gives {name!r} the place {place!r}: it must have as many * "
+                "as the name, or be in as many modules of stacked layers, or in none."
             )
+    if problems:
+        raise ConversionError(problems)
     return found
 
 
