@@ -4,6 +4,9 @@ The net is six blocks of 384 units with four times as many within, 7M parameters
 AdamW with a clip: what is kept of a step is mostly nine trees of the parameters' size.
 To write the bytes is to copy arrays that are at hand, to hash them and to write them to
 a file, beside the step that is not recorded. Files go to the folder for temporary ones.
+
+A second net has dropout by a function behind each of its blocks: torch's kernels are
+watched in a step that draws, one by one.
 """
 
 import hashlib
@@ -37,12 +40,32 @@ KEEPS = {
 
 ALONE, WRITTEN = "not recorded", "not recorded, and its bytes written"
 
+DRAWING = {
+    "recorded, losses and norms alone": ("loss", "total_norm"),
+    "recorded, and the masks": ("loss", "total_norm", "masks"),
+}
 
-def training() -> tuple[nn.Module, torch.optim.Optimizer, Callable[[], None]]:
-    """Make a model, its optimizer, and a function that takes a step."""
+
+class Dropped(nn.Module):
+    """Dropout by a function."""
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        """Drop a tenth."""
+        return F.dropout(x, 0.1)
+
+
+def training(
+    *, drops: bool = False
+) -> tuple[nn.Module, torch.optim.Optimizer, Callable[[], None]]:
+    """Make a model, its optimizer, and a function that takes a step.
+
+    Args:
+        drops: Whether there is dropout behind each block.
+    """
     torch.manual_seed(0)
     layers = (
         (nn.Linear(WIDTH, 4 * WIDTH), nn.GELU(), nn.Linear(4 * WIDTH, WIDTH))
+        + (Dropped(),) * drops
         for _ in range(DEPTH)
     )
     model = nn.Sequential(*(layer for block in layers for layer in block))
@@ -60,9 +83,11 @@ def training() -> tuple[nn.Module, torch.optim.Optimizer, Callable[[], None]]:
 
 
 @contextmanager
-def recorded(folder: Path, keep: tuple[str, ...]) -> Iterator[Callable[[], None]]:
+def recorded(
+    folder: Path, keep: tuple[str, ...], *, drops: bool = False
+) -> Iterator[Callable[[], None]]:
     """Yield a function that takes a recorded step."""
-    model, optimizer, step = training()
+    model, optimizer, step = training(drops=drops)
     step()
     with record(folder, model, optimizer, keep=keep) as run:
 
@@ -112,8 +137,30 @@ def main() -> list[Table]:
             f"{ratio(values, times[WRITTEN]):.2f}",
             f"{written / 1e6:.1f}",
         )
-    Console(width=120).print(table)
-    return [table]
+    tables = [table, drawing()]
+    for each in tables:
+        Console(width=120).print(each)
+    return tables
+
+
+def drawing() -> Table:
+    """Time steps that draw random numbers, with and without their masks."""
+    with ExitStack() as stack:
+        here = Path(stack.enter_context(tempfile.TemporaryDirectory()))
+        *_, step = training(drops=True)
+        calls: dict[str, Callable[[], None]] = {ALONE: step}
+        for index, (name, keep) in enumerate(DRAWING.items()):
+            made = recorded(here / str(index), keep, drops=True)
+            calls[name] = stack.enter_context(made)
+        times = in_turns(calls, ROUNDS, "recording of dropout", at_once=1)
+    table = Table(
+        *("a step", "median ms", f"× {ALONE}"),
+        title=f"Recording what {DEPTH} dropouts by functions draw; {hardware()}",
+    )
+    for name, values in times.items():
+        share = ratio(values, times[ALONE])
+        table.add_row(name, rounded(values), f"{share:.2f}")
+    return table
 
 
 if __name__ == "__main__":
