@@ -2,6 +2,7 @@
 
 import jax
 import jax.numpy as jnp
+import numpy as np
 import pytest
 from flax import linen, nnx
 
@@ -99,3 +100,29 @@ def test_a_linen_model_keeps_what_it_changes():
             replay=Replay(),
             wide=False,
         )
+
+
+class Student(linen.Module):
+    """A layer that its teacher has, too."""
+
+    @linen.compact
+    def __call__(self, x):
+        """Map ``(B, 3)`` to ``(B, 2)``."""
+        return linen.Dense(2)(x)
+
+
+def test_another_linen_model_is_not_captured():
+    module, x = Student(), jnp.ones((1, 3))
+    variables = module.init(jax.random.key(0), x)
+
+    def loss_fn(model, x):
+        return model(x) - module.apply(variables, 2 * x)
+
+    model = LinenModel(module, variables)
+    params, rest = model.split(variables)
+    called = model.call(loss_fn, params, rest, x, replay=Replay(), wide=False)
+    assert {path: len(calls) for path, calls in called.calls.items()} == {
+        "Dense_0": 1,
+        "": 1,
+    }
+    np.testing.assert_array_equal(called.calls[""][0], module.apply(variables, x))

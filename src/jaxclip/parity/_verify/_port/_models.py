@@ -16,7 +16,12 @@ from jaxclip.parity._verify._random._drawn import Account
 from jaxclip.parity._verify._random._flax_dropout import replayed_linen, replayed_nnx
 from jaxclip.parity._verify._random._replay import Replay
 from jaxclip.parity._verify._tracing._calls import Calls
-from jaxclip.parity._verify._tracing._capture import Order, captured_linen, captured_nnx
+from jaxclip.parity._verify._tracing._capture import (
+    CapturedLinen,
+    Order,
+    captured_linen,
+    captured_nnx,
+)
 from jaxclip.parity._verify._tracing._paths import named
 
 LossFn = Callable[[Any, dict[str, Any]], Any]
@@ -185,9 +190,10 @@ class LinenModel:
     ) -> Called:
         """Give the loss function what calls ``apply``."""
         module = self._computing(wide=wide)
-        bound = LinenFunction(module, {"params": params, **rest})
         # What is captured is what the replayed dropouts return.
         with replay.active(), captured_linen() as captured, replayed_linen(replay):
+            variables = {"params": params, **rest}
+            bound = LinenFunction(module, variables, captured)
             value = loss_fn(bound, batch)
         self.order = captured.order
         rest = self.split(bound.variables)[1]
@@ -205,10 +211,16 @@ class LinenFunction:
     What ``apply`` changes in the variables is kept, so that there is no ``mutable``.
     """
 
-    def __init__(self, module: nn.Module, variables: Mapping[str, Any]) -> None:
-        """Keep both."""
+    def __init__(
+        self,
+        module: nn.Module,
+        variables: Mapping[str, Any],
+        captured: CapturedLinen | None = None,
+    ) -> None:
+        """Keep them; what the modules return is captured, if anybody does."""
         self.module = module
         self.variables = {**variables}
+        self._captured = captured or CapturedLinen()
 
     def __call__(self, *args: Any, **options: Any) -> Any:
         """Call the module; options such as ``rngs`` and ``method`` are ``apply``'s."""
@@ -218,12 +230,13 @@ class LinenFunction:
                 "variables that a call changes. Leave mutable out; what is returned is "
                 "the output alone."
             )
-        output, changed = self.module.apply(
-            self.variables,
-            *args,
-            **options,
-            mutable=[name for name in self.variables if name != "params"],
-        )
+        with self._captured.of_call():
+            output, changed = self.module.apply(
+                self.variables,
+                *args,
+                **options,
+                mutable=[name for name in self.variables if name != "params"],
+            )
         self.variables |= changed
         return output
 

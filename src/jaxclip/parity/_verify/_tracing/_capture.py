@@ -98,13 +98,33 @@ def captured_nnx(model: nnx.Module) -> Iterator[Captured]:
             setattr(owner, name, method)
 
 
+class CapturedLinen(Captured):
+    """Keeps what the modules of a Linen model return, while that is called.
+
+    Attributes:
+        is_called: Whether it is: another that a loss function calls, as a teacher is,
+            may have modules of the same paths.
+    """
+
+    is_called = False
+
+    @contextmanager
+    def of_call(self) -> Iterator[None]:
+        """Say that the model is called."""
+        self.is_called = True
+        try:
+            yield
+        finally:
+            self.is_called = False
+
+
 @contextmanager
-def captured_linen() -> Iterator[Captured]:
-    """Keep what the modules of Linen return."""
-    captured = Captured()
+def captured_linen() -> Iterator[CapturedLinen]:
+    """Keep what the modules of a Linen model return."""
+    captured = CapturedLinen()
 
     def interceptor(method: Any, args: Any, options: Any, context: Any) -> Any:
-        if context.method_name not in METHODS:
+        if not captured.is_called or context.method_name not in METHODS:
             return method(*args, **options)
         module = context.module
         return captured.call(
