@@ -297,7 +297,7 @@ def test_stages_that_one_alone_has_are_said(plain, tmp_path):
     text = str(report)
     assert "gradients: not recorded in the candidate" in text
     assert "batch: not recorded in the candidate" in text
-    assert "activations: bn: the candidate has no such activation" in text
+    assert "activations: fc, bn, drop: the candidate has no such activation" in text
     assert [t.name for t in report.of_stage("activations")[0].tensors] == ["head"]
     nothing = torch_run(tmp_path / "nothing.trace", keep=["batch", "params"])
     with pytest.raises(ParityError, match="could be held against the candidate"):

@@ -20,7 +20,7 @@ from torch import nn
 
 from jaxclip.parity import Port, open_trace, record, record_jax, verify
 from jaxclip.parity._verify._compute import _products
-from jaxclip.parity._verify._compute._evaluation import jaxprs_in
+from jaxclip.parity._verify._compute._equations import jaxprs_in
 from jaxclip.parity._verify._compute._precision import Traced
 from jaxclip.parity._verify._compute._runs import Runs
 
