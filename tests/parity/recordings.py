@@ -1,6 +1,7 @@
 """Recorded runs of the models of the test suite, and their ports."""
 
 from collections.abc import Callable
+from functools import cache
 from typing import Any
 
 import jax.numpy as jnp
@@ -28,6 +29,21 @@ OPTIMIZERS: dict[str, tuple[Callable[..., Any], Callable[..., Any], dict[str, An
 MAX_NORM = 0.5
 WIDTHS = {"my_linear": 3, "my_net": 1}
 """How many numbers the nets of vectors return."""
+
+
+def recorded_once(folders: Any, recording: Callable[..., Any]) -> Callable[..., Any]:
+    """Return a function that records each net in each dtype once.
+
+    Args:
+        folders: Makes them: pytest's ``tmp_path_factory``.
+        recording: Records a net: ``recording(path, net, dtype=...)``.
+    """
+
+    @cache
+    def kept(net: str, dtype: torch.dtype) -> Any:
+        return recording(folders.mktemp("trace") / "run.trace", net, dtype=dtype)
+
+    return lambda net, dtype=torch.float32: kept(net, dtype)
 
 
 class AsModule(torch.nn.Module):

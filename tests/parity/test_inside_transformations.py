@@ -20,6 +20,7 @@ from jaxclip.parity import (
     verify,
 )
 from jaxclip.parity._verify._random._dropouts import _of_all_layers
+from tests.parity.recordings import recorded_once
 from tests.parity.scanned_nets import (
     BATCH,
     GROUPS,
@@ -46,15 +47,7 @@ DTYPES = torch.float32, torch.float64
 @pytest.fixture(scope="module")
 def recorded(tmp_path_factory):
     """Record each net in each dtype once."""
-    made = {}
-
-    def get(net, dtype=torch.float32):
-        if (net, dtype) not in made:
-            path = tmp_path_factory.mktemp("trace") / "run.trace"
-            made[net, dtype] = recording(path, net, dtype=dtype)
-        return made[net, dtype]
-
-    return get
+    return recorded_once(tmp_path_factory, recording)
 
 
 QUICK = {("linen", torch.float32), ("loop", torch.float64)}

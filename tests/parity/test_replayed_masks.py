@@ -24,6 +24,7 @@ from tests.parity.dropped_nets import (
     port,
     recording,
 )
+from tests.parity.recordings import recorded_once
 
 pytestmark = pytest.mark.usefixtures("quick_compilation")
 
@@ -31,15 +32,7 @@ pytestmark = pytest.mark.usefixtures("quick_compilation")
 @pytest.fixture(scope="module")
 def recorded(tmp_path_factory):
     """Record each net in each dtype once."""
-    made = {}
-
-    def get(net, dtype=torch.float32):
-        if (net, dtype) not in made:
-            path = tmp_path_factory.mktemp("trace") / "run.trace"
-            made[net, dtype] = recording(path, net, dtype=dtype)
-        return made[net, dtype]
-
-    return get
+    return recorded_once(tmp_path_factory, recording)
 
 
 PORTS = {

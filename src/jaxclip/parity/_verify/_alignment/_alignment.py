@@ -18,7 +18,7 @@ from jaxclip._arrays import to_numpy
 from jaxclip.convert import ConversionError, ModulePair, WeightMap
 from jaxclip.convert._map import activations as outputs
 from jaxclip.convert._map.pieces import pieces
-from jaxclip.convert._modules import layers_in, without_layers
+from jaxclip.convert._modules import without_layers
 from jaxclip.convert._optimizers.collecting import Collecting
 from jaxclip.convert._optimizers.layout import Layout
 from jaxclip.convert._rules import layouts
@@ -259,8 +259,7 @@ class Alignment:
         Returns:
             The arrays, and for each torch module that has none the reason.
         """
-        stacks = layers_in(pair.flax for pair in self.weights.modules)
-        calls, hidden = unrolled(calls, stacks)
+        calls, hidden = unrolled(calls, self.dropouts.stacks)
         both = *self.weights.modules, *self.dropouts.pairs(calls)
         pairs = {pair.torch: pair for pair in both}
         shared = _shared_out(pairs, calls, order)

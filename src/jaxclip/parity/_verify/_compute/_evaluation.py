@@ -98,7 +98,7 @@ class Evaluation:
         self._count = 0
         self._blind = self._again = False
         self._passed: dict[int, int] = {}
-        self._scans: tuple[tuple[Turns, Any], ...] = ()
+        self._iterations: tuple[Any, ...] = ()
 
     def __call__(self, closed: core.ClosedJaxpr, *args: Any) -> list[Any]:
         """Evaluate it."""
@@ -199,7 +199,7 @@ class Evaluation:
         found = self._answers.get(eqn.params["question"])
         if found is None:
             return drawn
-        answer = found[tuple(turn for _, turn in self._scans)]
+        answer = found[self._iterations]
         return Value(self._cast(answer.astype(eqn.outvars[0].aval.dtype)))
 
     def _pass_on(self, eqn: Any, values: list[Value], made: list[Value]) -> None:
@@ -233,7 +233,7 @@ class Evaluation:
         start = [value.array for value in values[consts : consts + carried]]
         xs = [value.array for value in values[consts + carried :]]
         first, outer, outer_marked = self._count, self.seen, self.marked
-        scans = self._scans
+        iterations = self._iterations
         turns = Turns(given["length"], given["reverse"])
         inner: list[Seen] = []
         marked: list[Marked] = []
@@ -242,7 +242,7 @@ class Evaluation:
             nonlocal inner, marked
             x, turn = given_x
             self._count, self.seen, self.marked = first, [], []
-            self._scans = (*scans, (turns, turn))
+            self._iterations = (*iterations, turn)
             at = turn if position is None else position * given["length"] + turn
             own = [*fixed, *(self._made(array, at) for array in (*carry, *x))]
             jaxpr = given["jaxpr"]
@@ -251,7 +251,7 @@ class Evaluation:
             ]
             inner, self.seen = self.seen, outer
             marked, self.marked = self.marked, outer_marked
-            self._scans = scans
+            self._iterations = iterations
             kept = [(seen.value, seen.bound) for seen in inner]
             leaves = [each.leaves for each in marked]
             return made[:carried], (made[carried:], kept, leaves)

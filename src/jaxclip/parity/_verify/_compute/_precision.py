@@ -1,6 +1,7 @@
 """The dtypes in which a port computes, whatever its parameters are in."""
 
 from collections.abc import Callable, Iterable, Iterator
+from functools import cached_property
 from typing import Any
 
 import jax
@@ -50,12 +51,12 @@ class Traced:
             if _is_float(var.aval)
         }
 
-    @property
+    @cached_property
     def marked(self) -> set[str]:
         """The paths of the modules that return something inside of transformations."""
         return {eqn.params["path"] for eqn in self._eqns(MARK)}
 
-    @property
+    @cached_property
     def questions(self) -> set[Question]:
         """What is asked for inside of transformations."""
         return {eqn.params["question"] for eqn in self._eqns(ASK)}

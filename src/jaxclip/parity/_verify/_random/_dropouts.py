@@ -54,6 +54,8 @@ class Dropouts:
             modules return.
         owners: The paths of torch's modules by those of the port's, where one is the
             other.
+        stacks: By the path of each of the port's modules that holds several layers as
+            one how many they are.
 
     Raises:
         ConversionError: If the user speaks of a dropout that is not there.
@@ -71,8 +73,8 @@ class Dropouts:
         drops = [module for module in run.modules if module.type in _LAYOUTS]
         known = {pair.torch: pair for pair in weights.modules}
         self.owners = {pair.flax: pair.torch for pair in weights.modules}
-        self._stacks = layers_in(self.owners)
-        said = _of_all_layers(said, types, self._stacks)
+        self.stacks = layers_in(self.owners)
+        said = _of_all_layers(said, types, self.stacks)
         _check(said, types, flax)
         self.layouts: dict[str, Layout] = {
             pair.torch: pair.layout for pair in weights.modules if pair.layout
@@ -100,7 +102,7 @@ class Dropouts:
         """Return those of a recording of JAX, whose keys draw the same again."""
         found = cls.__new__(cls)
         found.layouts, found.owners, found._places = {}, {}, {}
-        found._of_functions, found._stacks, found._replays = {}, {}, False
+        found._of_functions, found.stacks, found._replays = {}, {}, False
         return found
 
     @property
@@ -131,7 +133,7 @@ class Dropouts:
             drawn,
             *known,
             replays=self._replays,
-            stacks=self._stacks,
+            stacks=self.stacks,
             before=account,
         )
 
