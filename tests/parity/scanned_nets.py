@@ -109,10 +109,42 @@ class Group(nn.Module):
         return self.mix(x)
 
 
+class Ensemble(nn.Module):
+    """Members that are given the same, and of which the mean is taken."""
+
+    def __init__(self) -> None:
+        """Make the members."""
+        super().__init__()
+        self.members = nn.ModuleList(Member() for _ in range(LAYERS))
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        """Map ``(B, SIZE)`` to the same."""
+        return torch.stack([member(x) for member in self.members]).mean(0)
+
+
+class Member(nn.Module):
+    """Two layers with dropout, and noise on what they return."""
+
+    def __init__(self) -> None:
+        """Make the layers."""
+        super().__init__()
+        self.up = nn.Linear(SIZE, HIDDEN)
+        self.drop = nn.Dropout(RATE)
+        self.down = nn.Linear(HIDDEN, SIZE)
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        """Map ``(B, SIZE)`` to the same."""
+        hidden = self.down(self.drop(torch.relu(self.up(x))))
+        return hidden + NOISE * torch.randn_like(hidden)
+
+
+NETS = {"stack": Stack, "loop": Loop, "groups": Groups, "ensemble": Ensemble}
+
+
 def recording(path: Path, net: str, *, dtype: torch.dtype, seed: int = 0) -> Path:
     """Record three steps of a net's training."""
     torch.manual_seed(seed)
-    model = {"stack": Stack, "loop": Loop, "groups": Groups}[net]().to(dtype)
+    model = NETS[net]().to(dtype)
     optimizer = torch.optim.AdamW(model.parameters(), lr=LR)
     shape = (BATCH, STEPS, SIZE) if net == "loop" else (BATCH, SIZE)
     with record(path, model, optimizer) as run:
@@ -267,8 +299,8 @@ def plain_tree() -> dict[str, Any]:
     }
 
 
-def plain_loss(params: Any, batch: Any, *, fault: str = "") -> Any:
-    """Return the loss and the outputs."""
+def plain_loss(params: Any, batch: Any, *, fault: str = "", key: Any = None) -> Any:
+    """Return the loss and the outputs, of rows or of one."""
 
     def linear(layer: Any, x: jax.Array) -> jax.Array:
         return x @ layer["weight"].T + layer["bias"]
@@ -288,7 +320,7 @@ def plain_loss(params: Any, batch: Any, *, fault: str = "") -> Any:
         noise = replayed_draw("blocks.*", jax.random.normal(key, hidden.shape))
         return x + hidden + NOISE * noise.astype(x.dtype), None
 
-    keys = jax.random.split(jax.random.key(0), LAYERS)
+    keys = jax.random.split(jax.random.key(0) if key is None else key, LAYERS)
     x, _ = jax.lax.scan(jax.checkpoint(block), batch["x"], (params["blocks"], keys))
     outputs = linear(params["head"], x)
     return jnp.mean((outputs - batch["y"]) ** 2), outputs

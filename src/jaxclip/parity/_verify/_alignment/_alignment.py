@@ -42,7 +42,7 @@ FIRST = "0"
 Flax's own return that alone."""
 
 
-HIDDEN = "called where nobody can look, as inside of jax.vmap or lax.cond"
+HIDDEN = "called where nobody can look, as inside of lax.cond"
 """Why a module has no activations that could be compared."""
 
 

@@ -6,7 +6,7 @@ from typing import Any
 import jax
 from jax.extend import core
 
-from jaxclip.parity._verify._tracing._inside import ASK, Question, Turns
+from jaxclip.parity._verify._tracing._inside import ASK, Axes, Question, Turns
 
 INLINED = {
     "jit": "jaxpr",
@@ -20,40 +20,58 @@ INLINED = {
 }
 """Primitives that do nothing but what is in them, and the parameter that has it."""
 
+HIDING = ("cond", "while")
+"""Primitives of which nobody knows how often they do what is in them."""
+
 
 def asked_in(
-    jaxpr: core.Jaxpr, turns: tuple[Turns, ...] = ()
-) -> Iterator[tuple[Question, tuple[Turns, ...]]]:
-    """Yield what is asked for in a traced function, and in which scans.
+    jaxpr: core.Jaxpr, scans: tuple[Turns, ...] = (), *, hidden: bool = False
+) -> Iterator[tuple[Question, Axes]]:
+    """Yield what is asked for in a traced function, and in which scans and maps.
 
-    What is in a branch, a loop, or batched is left out, as nobody knows how often it
-    is asked there; so is what a checkpoint asks anew for its derivative.
+    Nobody knows how often something is asked for in a branch or a loop: that is left
+    out, if torch did not draw just once. So is what a checkpoint asks for anew for its
+    derivative.
+
+    Args:
+        jaxpr: The function.
+        scans: The scans that it is in, the outermost first.
+        hidden: Whether it is in a branch or a loop.
     """
     for eqn in jaxpr.eqns:
         name = eqn.primitive.name
-        if eqn.primitive is ASK and not eqn.params["batched"]:
-            yield eqn.params["question"], turns
+        if eqn.primitive is ASK:
+            question = eqn.params["question"]
+            if not hidden or (question.alone and not scans):
+                yield question, Axes(scans, eqn.params["mapped"])
         elif name == "scan":
             own = Turns(eqn.params["length"], eqn.params["reverse"])
-            yield from asked_in(eqn.params["jaxpr"].jaxpr, (*turns, own))
+            inner = eqn.params["jaxpr"].jaxpr
+            yield from asked_in(inner, (*scans, own), hidden=hidden)
+        elif name in HIDING:
+            for inner in jaxprs_of(eqn):
+                yield from asked_in(inner, scans, hidden=True)
         elif name in INLINED and not eqn.params.get("differentiated", False):
             inner = eqn.params.get(INLINED[name])
             if inner is not None:
-                yield from asked_in(getattr(inner, "jaxpr", inner), turns)
+                own_jaxpr = getattr(inner, "jaxpr", inner)
+                yield from asked_in(own_jaxpr, scans, hidden=hidden)
 
 
 def jaxprs_in(jaxpr: core.Jaxpr) -> list[core.Jaxpr]:
     """Return a traced function, and those in it."""
-    found = [jaxpr]
-    for eqn in jaxpr.eqns:
-        for leaf in jax.tree.leaves(
-            [*eqn.params.values()],
-            is_leaf=lambda x: isinstance(x, core.Jaxpr | core.ClosedJaxpr),
-        ):
-            if isinstance(leaf, core.Jaxpr | core.ClosedJaxpr):
-                inner: Any = leaf
-                found += jaxprs_in(getattr(inner, "jaxpr", inner))
-    return found
+    inner = [each for eqn in jaxpr.eqns for each in jaxprs_of(eqn)]
+    return [jaxpr, *(found for each in inner for found in jaxprs_in(each))]
+
+
+def jaxprs_of(eqn: Any) -> list[core.Jaxpr]:
+    """Return the functions that an equation has for parameters."""
+    kinds = core.Jaxpr, core.ClosedJaxpr
+    given: list[Any] = jax.tree.leaves(
+        [*eqn.params.values()], is_leaf=lambda leaf: isinstance(leaf, kinds)
+    )
+    found = (one for one in given if isinstance(one, kinds))
+    return [one.jaxpr if isinstance(one, core.ClosedJaxpr) else one for one in found]
 
 
 def source_of(eqn: Any) -> str:

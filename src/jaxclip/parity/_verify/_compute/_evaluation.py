@@ -14,10 +14,10 @@ import numpy as np
 from jax.extend import core
 
 from jaxclip.parity._verify._compute._deciding import Decision, decision_of
-from jaxclip.parity._verify._compute._equations import INLINED, source_of
+from jaxclip.parity._verify._compute._equations import HIDING, INLINED, source_of
 from jaxclip.parity._verify._compute._lifting import bound, lifted
 from jaxclip.parity._verify._tracing._calls import Calls, Repeated
-from jaxclip.parity._verify._tracing._inside import ASK, MARK, Question, Turns
+from jaxclip.parity._verify._tracing._inside import ASK, MARK, Axes, Question, Turns
 
 Moves = Mapping[int, tuple[Any, Any]]
 """By the number of a value: flat indices of its elements, and what is added there."""
@@ -60,14 +60,14 @@ class Marked(NamedTuple):
     Attributes:
         path: The path of the module.
         tree: The structure of what it returned.
-        leaves: The arrays in it, of scans those of all iterations, stacked.
-        turns: The iterations of each scan, the outermost first.
+        leaves: The arrays in it, with the axes in front.
+        axes: The scans and maps around it.
     """
 
     path: str
     tree: Any
     leaves: list[Any]
-    turns: tuple[Turns, ...] = ()
+    axes: Axes
 
 
 class Evaluation:
@@ -77,7 +77,7 @@ class Evaluation:
         lift: Whether all floats are float64.
         moves: What is added to elements of its values.
         answers: What was asked for inside of transformations: arrays with an axis for
-            each scan in front.
+            each scan and map in front.
 
     Attributes:
         seen: The decisions that were made, in order.
@@ -177,7 +177,7 @@ class Evaluation:
         if name == "scan":
             return self._scan(eqn, values, where, position)
         arrays = [value.array for value in values]
-        if name in ("while", "cond"):
+        if name in HIDING:
             outputs = (self._while if name == "while" else self._cond)(eqn, arrays)
         else:
             self._look(eqn, values, where)
@@ -190,9 +190,11 @@ class Evaluation:
         return made
 
     def _keep(self, eqn: Any, values: list[Value]) -> None:
-        if not (self._again or eqn.params["batched"]):
+        if not self._again:
             leaves = [value.array for value in values]
-            self.marked.append(Marked(eqn.params["path"], eqn.params["tree"], leaves))
+            axes = Axes(maps=eqn.params["mapped"])
+            made = Marked(eqn.params["path"], eqn.params["tree"], leaves, axes)
+            self.marked.append(made)
 
     def _answered(self, eqn: Any, drawn: Value) -> Value:
         """Return what torch drew in this iteration; the port's own if nobody knows."""
@@ -273,7 +275,10 @@ class Evaluation:
             for seen, (value, bounds) in zip(inner, kept, strict=True)
         ]
         self.marked = outer_marked + [
-            each._replace(leaves=stacked, turns=(turns, *each.turns))
+            each._replace(
+                leaves=stacked,
+                axes=each.axes._replace(scans=(turns, *each.axes.scans)),
+            )
             for each, stacked in zip(marked, leaves, strict=True)
         ]
         return [self._made(array, position) for array in (*ended, *ys)]
@@ -282,7 +287,7 @@ class Evaluation:
         """Return a function that evaluates in what nothing is looked at."""
 
         def call(*args: Any) -> list[Any]:
-            inner = Evaluation(lift=self._lift)
+            inner = Evaluation(lift=self._lift, answers=self._answers)
             inner._blind = True
             return inner(closed, *consts, *args)
 
@@ -310,9 +315,9 @@ class Evaluation:
 def calls_of(marked: Sequence[Marked]) -> Calls:
     """Return what modules returned inside of transformations."""
     calls: Calls = {}
-    for path, tree, leaves, turns in marked:
+    for path, tree, leaves, axes in marked:
         output = jax.tree.unflatten(tree, leaves)
-        known = Repeated(output, turns) if turns else output
+        known = Repeated(output, axes) if any(axes) else output
         calls.setdefault(path, []).append(known)
     return calls
 

@@ -1,7 +1,7 @@
-"""What torch drew, for a port that asks for it inside of a scan.
+"""What torch drew, for a port that asks for it inside of a transformation.
 
-While the port is traced, the body of a scan is seen once. Which layer it is of, or
-which call, is known afterwards: then all iterations are answered.
+While the port is traced, the body of a scan is seen once, and what is mapped as if for
+one. Which layer it is of, or which call, is known afterwards: then all are answered.
 """
 
 from collections import Counter
@@ -13,16 +13,16 @@ import jax.numpy as jnp
 from jaxclip.convert._modules import in_layers, starred, stars
 from jaxclip.parity._verify._random._replay import Replay
 from jaxclip.parity._verify._tracing._calls import around
-from jaxclip.parity._verify._tracing._inside import Question, Turns, places
+from jaxclip.parity._verify._tracing._inside import Axes, Maps, Place, Question, places
 
-Asked = tuple[Question, tuple[Turns, ...]]
-"""A question, and the iterations of each scan that it is in, the outermost first."""
+Asked = tuple[Question, Axes]
+"""A question, and the scans and maps that it is in."""
 
 
 def answers(
     replay: Replay, asked: Iterable[Asked], unseen: Iterable[Question]
 ) -> dict[Question, Any]:
-    """Return what torch drew in all iterations of scans.
+    """Return what torch drew in all iterations of scans, for all that are mapped over.
 
     Args:
         replay: Gives it out, and keeps what there is to say.
@@ -30,46 +30,75 @@ def answers(
         unseen: What is asked for where nobody can look.
 
     Returns:
-        Arrays with an axis in front for each scan, of what has an answer.
+        Arrays with an axis in front for each scan and map, of what has an answer.
     """
     asked = [*asked]
     times = Counter(question for question, _ in asked)
     found = {}
-    for question, turns in asked:
+    for question, axes in asked:
         # One that a compiled function asks, which is called several times, is several.
-        drawn = _drawn(replay, question, turns) if times[question] == 1 else {}
+        drawn = _drawn(replay, question, axes) if times[question] == 1 else {}
         if not drawn:
             replay.say_unknown(question)
         elif not any(each is None for each in drawn.values()):
-            stacked = jnp.stack([jnp.asarray(drawn[place]) for place in sorted(drawn)])
-            lengths = (each.length for each in turns)
-            found[question] = stacked.reshape(*lengths, *question.shape)
+            found[question] = _joined(drawn, axes)
     for question in unseen:
         replay.say_unknown(question)
     return found
 
 
-def _drawn(
-    replay: Replay, question: Question, turns: tuple[Turns, ...]
-) -> dict[tuple[int, ...], Any]:
-    """Return by the iteration what torch drew; nothing if it is not known which is."""
-    path, shape, layout = question.path, question.shape, question.layout
-    found: dict[tuple[int, ...], Any] = {}
+def _drawn(replay: Replay, question: Question, axes: Axes) -> dict[Place, Any]:
+    """Return by the place what torch drew; nothing if it is not known which is."""
+    path = question.path
     if question.kind == "dropout":
         within = around(path, replay.stacks)
         counts = [replay.stacks[stack] for stack in within]
-        for layer, own in places(turns, counts).items():
-            name = in_layers(path, dict(zip(within, layer, strict=True)))
-            found |= {place: replay.of_flax(name, shape) for place in own}
-        return found
-    ask = replay.of_torch if question.kind == "replayed_mask" else replay.draw_of
-    counts = _counts(replay, path)
-    if len(counts) < path.count("*"):  # torch drew nothing in any such module
-        return {(): ask(path, shape, layout)}
-    for layer, own in places(turns, counts).items():
-        name = starred(path, layer)
-        found |= {place: ask(name, shape, layout) for place in own}
-    return found
+
+        def name_of(layer: tuple[int, ...]) -> str:
+            return in_layers(path, dict(zip(within, layer, strict=True)))
+    else:
+        counts = _counts(replay, path)
+        if len(counts) < path.count("*"):  # torch drew nothing in any such module
+            return {(): _asked(replay, question, path, ())}
+
+        def name_of(layer: tuple[int, ...]) -> str:
+            return starred(path, layer)
+
+    return {
+        place: _asked(replay, question, name_of(layer), _left(axes, place))
+        for layer, own in places(axes, counts).items()
+        for place in own
+    }
+
+
+def _asked(replay: Replay, question: Question, name: str, mapped: Maps) -> Any:
+    """Return what torch drew in a module, or None."""
+    shape = *mapped, *question.shape
+    match question.kind:
+        case "dropout":
+            return replay.of_flax(name, shape)
+        case "replayed_mask":
+            return replay.of_torch(name, shape, question.layout)
+    return replay.draw_of(name, shape, question.layout)
+
+
+def _left(axes: Axes, place: Place) -> Maps:
+    """Return the axes that a draw has in one place."""
+    return tuple(
+        length for length, n in zip(axes.lengths, place, strict=True) if n is None
+    )
+
+
+def _joined(drawn: dict[Place, Any], axes: Axes) -> Any:
+    """Put the draws of all places together in one array."""
+    lengths = axes.lengths
+    whole = [axis for axis, n in enumerate(next(iter(drawn))) if n is None]
+    apart = [axis for axis in range(len(lengths)) if axis not in whole]
+    ordered = sorted(drawn, key=lambda place: [place[axis] for axis in apart])
+    stacked = jnp.stack([jnp.asarray(drawn[place]) for place in ordered])
+    split = stacked.reshape(*(lengths[axis] for axis in apart), *stacked.shape[1:])
+    # As they are in `axes`.
+    return jnp.moveaxis(split, range(len(lengths)), [*apart, *whole])
 
 
 def _counts(replay: Replay, path: str) -> list[int]:

@@ -8,9 +8,8 @@ import jax.numpy as jnp
 from flax import linen, nnx
 from jax import lax
 
-from jaxclip.convert._rules.layouts import SAME
 from jaxclip.parity._verify._random._replay import Replay
-from jaxclip.parity._verify._tracing._inside import Question, asked
+from jaxclip.parity._verify._tracing._inside import asked
 from jaxclip.parity._verify._tracing._paths import path_of
 
 
@@ -76,9 +75,9 @@ def _dropped(
     shape = [*jnp.shape(inputs)]
     for axis in module.broadcast_dims:
         shape[axis] = 1
-    if replay.waits(path):
-        question = Question("dropout", path, (*shape,), SAME)
-        # What it is given is another in each iteration.
+    question = replay.question_of_flax(path, (*shape,))
+    if question is not None:
+        # What it is given is another in each iteration, and for each that is mapped.
         keep = asked(question, jnp.full(shape, jnp.sum(inputs) == jnp.sum(inputs)))
     else:
         keep = replay.of_flax(path, (*shape,))

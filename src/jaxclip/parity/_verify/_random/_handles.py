@@ -1,6 +1,6 @@
 """What a port says where it draws random numbers by hand, to be given torch's."""
 
-from typing import Any, Literal
+from typing import Any
 
 import jax.numpy as jnp
 import numpy as np
@@ -9,7 +9,7 @@ from jaxclip.convert._rules import layouts
 from jaxclip.convert._rules.layouts import SAME, Layout
 from jaxclip.parity._trace._records import OUTSIDE
 from jaxclip.parity._verify._random._replay import ACTIVE
-from jaxclip.parity._verify._tracing._inside import Question, asked
+from jaxclip.parity._verify._tracing._inside import Kind, asked
 
 
 def replayed_mask(module: str | None, keep: Any, *, layout: Layout = SAME) -> Any:
@@ -105,7 +105,7 @@ def replayed_draw(module: str | None, drawn: Any, *, layout: Layout = SAME) -> A
 
 
 def _asked(
-    kind: Literal["replayed_mask", "replayed_draw"],
+    kind: Kind,
     module: str | None,
     drawn: Any,
     layout: Layout,
@@ -116,10 +116,12 @@ def _asked(
         return None
     layout = layouts.checked(layout, "layout")
     place = OUTSIDE if module is None else module
-    if replay.handle_waits(place):
-        return asked(Question(kind, place, jnp.shape(drawn), layout), drawn)
+    shape = jnp.shape(drawn)
+    question = replay.question(kind, place, shape, layout)
+    if question is not None:
+        return asked(question, drawn)
     ask = replay.of_torch if kind == "replayed_mask" else replay.draw_of
-    return ask(place, jnp.shape(drawn), layout)
+    return ask(place, shape, layout)
 
 
 # Where users import them from, which is what they should see.

@@ -9,7 +9,7 @@ import contextlib
 import math
 from collections.abc import Iterator, Mapping, Sequence
 from contextvars import ContextVar
-from dataclasses import InitVar, dataclass, field
+from dataclasses import InitVar, dataclass, field, replace
 from typing import Any
 
 import jax.numpy as jnp
@@ -27,7 +27,7 @@ from jaxclip.parity._verify._random._drawn import (
     times,
 )
 from jaxclip.parity._verify._tracing._calls import around
-from jaxclip.parity._verify._tracing._inside import Question, trace
+from jaxclip.parity._verify._tracing._inside import Kind, Question, trace
 
 ACTIVE: ContextVar["Replay | None"] = ContextVar("replay", default=None)
 """What the handles of a port find, while it is verified."""
@@ -95,32 +95,38 @@ class Replay:
             return None
         return self._next(self._origins_of(path), shape, None, repr(path))
 
-    def waits(self, path: str) -> bool:
-        """Say whether a dropout of Flax's is to ask when it is known where it is."""
+    def question_of_flax(self, path: str, shape: tuple[int, ...]) -> Question | None:
+        """Return what a dropout of Flax's is to ask; None if it is known already."""
         if not self.replays:
-            return False
+            return None
         layers = bool(around(path, self.stacks))
-        return self._waits(self._origins_of(path), layers=layers)
+        question = Question("dropout", path, shape)
+        return self._waiting_for(question, self._origins_of(path), layers=layers)
 
-    def handle_waits(self, module: str) -> bool:
-        """Say the same of a handle, which gives the path of torch's module."""
-        return self._waits((module,), layers="*" in module)
+    def question(
+        self, kind: Kind, module: str, shape: tuple[int, ...], layout: Layout
+    ) -> Question | None:
+        """Return the same for a handle, which gives the path of torch's module."""
+        question = Question(kind, module, shape, layout)
+        return self._waiting_for(question, (module,), layers="*" in module)
 
-    def _waits(self, modules: Sequence[str], *, layers: bool) -> bool:
+    def _waiting_for(
+        self, question: Question, modules: Sequence[str], *, layers: bool
+    ) -> Question | None:
         """Wait inside of a transformation, where it may be called again, and after.
 
         Args:
+            question: What is to be asked.
             modules: The modules of torch's that it may be.
             layers: Whether it is in stacked layers.
         """
+        if trace() == self._trace and self._waiting.isdisjoint(modules):
+            return None
+        self._waiting |= {*modules}
         masks = self._free(self.drawn.masks, self._used, modules)
         draws = self._free(self.drawn.draws, self._used_draws, modules)
-        inside = trace() != self._trace
-        several = layers or len(masks) > 1 or len(draws) > 1
-        if (inside and several) or not self._waiting.isdisjoint(modules):
-            self._waiting |= {*modules}
-            return True
-        return False
+        alone = not layers and len(masks) <= 1 and len(draws) <= 1
+        return replace(question, alone=alone)
 
     def _origins_of(self, path: str) -> Sequence[str]:
         """Return the modules of torch's that a dropout of Flax's may be."""
@@ -163,8 +169,12 @@ class Replay:
         self._say(
             module,
             f"{asker} draws numbers of shape {shape}, and {what} has shape "
-            f"{numbers.shape}, so that the port keeps its own: ask in torch's order, "
-            "and say in layout= how the numbers lie, if that is the reason",
+            f"{numbers.shape}, so that the port keeps its own: "
+            + (
+                _shared(numbers.shape, shape)
+                or "ask in torch's order, and say in layout= how the numbers lie, if "
+                "that is the reason"
+            ),
         )
         return None
 
@@ -233,9 +243,9 @@ class Replay:
         self._say(
             "",
             f"{question} is a draw of the port's own: which of torch's calls it is "
-            "cannot be told inside of jax.vmap, lax.cond and lax.while_loop, in a "
-            "function compiled once and called several times, and in a scan that is "
-            "not over the stacked layers, or that draws the same for all of them",
+            "cannot be told inside of lax.cond and lax.while_loop, in a function "
+            "compiled once and called several times, and in a scan that is not over "
+            "the stacked layers, or that draws the same for all of them",
         )
 
     def _say(self, module: str, text: str, *, wrong: bool = False) -> None:
@@ -269,4 +279,20 @@ def _advice(torch: tuple[int, ...], port: tuple[int, ...], kind: str) -> str:
     if both and all(one in (1, other) for one, other in both):
         dims = tuple(n for n, (one, other) in enumerate(both) if one != other)
         return f"{kind} draws one number for a whole channel (broadcast_dims={dims})"
-    return "say in layouts= of Port how its input lies, if that is the reason"
+    return (
+        _shared(torch, port)
+        or "say in layouts= of Port how its input lies, if that is the reason"
+    )
+
+
+def _shared(torch: tuple[int, ...], port: tuple[int, ...]) -> str:
+    """Say what may be the matter if torch drew for each row what the port draws once.
+
+    Example:
+        >>> _shared((8, 3), (3,))
+        'in jax.vmap each row needs a key of its own: jax.random.split(key, 8)'
+    """
+    if not torch or torch[1:] != port:
+        return ""
+    own = f"jax.random.split(key, {torch[0]})"
+    return f"in jax.vmap each row needs a key of its own: {own}"

@@ -9,11 +9,11 @@ import jax
 import numpy as np
 
 from jaxclip.convert._modules import in_layers, is_in
-from jaxclip.parity._verify._tracing._inside import Turns, places
+from jaxclip.parity._verify._tracing._inside import Axes, Place, places
 
 Calls = dict[str, list[Any]]
 """What a module returned, call by call, by the path that Flax lists it under: in scans
-`Repeated`, and nothing where nobody can look."""
+and maps `Repeated`, and nothing where nobody can look."""
 
 
 @jax.tree_util.register_static
@@ -22,20 +22,18 @@ class Inside:
     """Stands for what a module returned in a transformation, until it is known."""
 
 
-@partial(
-    jax.tree_util.register_dataclass, data_fields=["output"], meta_fields=["turns"]
-)
+@partial(jax.tree_util.register_dataclass, data_fields=["output"], meta_fields=["axes"])
 @dataclass(frozen=True)
 class Repeated:
-    """What a module returned in all iterations of the scans around it.
+    """What a module returned in all that is repeated around it.
 
     Attributes:
-        output: What it returned; each array has an axis in front for each scan.
-        turns: The iterations of each scan, the outermost first.
+        output: What it returned; each array has the axes in front.
+        axes: The scans and maps around it.
     """
 
     output: Any
-    turns: tuple[Turns, ...]
+    axes: Axes
 
     def by_layer(self, counts: Sequence[int]) -> dict[tuple[int, ...], list[Any]]:
         """Share it out to stacked layers, and within one to its calls in order.
@@ -44,23 +42,22 @@ class Repeated:
             counts: How many layers each stack has, the outer stack first.
 
         Returns:
-            The outputs by the numbers of the layers, none where the scans are not over
-            the stacks.
+            The outputs by the numbers of the layers, none where neither scans nor maps
+            are over the stacks. What else is mapped over is an axis of the outputs.
 
         Example:
-            >>> turns = Turns(3, reverse=False), Turns(2, reverse=False)
-            >>> shared = Repeated(np.arange(6).reshape(3, 2), turns).by_layer([2])
-            >>> [*map(int, shared[1,])]
-            [1, 3, 5]
+            >>> outputs = np.arange(6).reshape(3, 2)
+            >>> Repeated(outputs, Axes(maps=(3, 2))).by_layer([2])
+            {(0,): [array([0, 2, 4])], (1,): [array([1, 3, 5])]}
         """
         outputs = jax.tree.map(np.asarray, self.output)
-        return {
-            layer: [
-                jax.tree.map(lambda array, at=place: array[at], outputs)
-                for place in own
-            ]
-            for layer, own in places(self.turns, counts).items()
-        }
+
+        def at(place: Place) -> Any:
+            index = tuple(slice(None) if n is None else n for n in place)
+            return jax.tree.map(lambda array: array[index], outputs)
+
+        layers = places(self.axes, counts)
+        return {layer: [*map(at, own)] for layer, own in layers.items()}
 
 
 def completed(calls: Calls, inside: Calls) -> Calls:
@@ -93,7 +90,7 @@ def completed(calls: Calls, inside: Calls) -> Calls:
 def unrolled(
     calls: Calls, stacks: Mapping[str, int]
 ) -> tuple[dict[str, list[Any]], set[str]]:
-    """Take the calls in scans apart.
+    """Take the calls in scans and maps apart.
 
     Args:
         calls: What modules returned.

@@ -7,17 +7,18 @@ function. Who evaluates that finds the one and answers the other.
 """
 
 import itertools
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, field
 from typing import Any, Literal, NamedTuple
 
 import jax
 import jax.extend
+import jax.numpy as jnp
 import numpy as np
 from jax.extend.core import Primitive
 from jax.interpreters import ad, batching, mlir
 
-from jaxclip.convert._rules.layouts import Layout
+from jaxclip.convert._rules.layouts import SAME, Layout
 
 
 def trace() -> Any:
@@ -25,10 +26,14 @@ def trace() -> Any:
     return jax.extend.core.get_opaque_trace_state(convention="flax")
 
 
+Maps = tuple[int, ...]
+"""Over how many each `jax.vmap` maps, the outermost first."""
+
+
 def _primitive(name: str) -> Primitive:
     """Return an operation that leaves its inputs as they are.
 
-    Its derivative is theirs, and says nothing; where it is batched it says so.
+    Its derivative is theirs, and says nothing; mapped, it says over how many.
     """
     made = Primitive(name)
     made.multiple_results = True
@@ -39,8 +44,16 @@ def _primitive(name: str) -> Primitive:
     def jvp(primals: Any, tangents: Any, **said: Any) -> Any:
         return made.bind(*primals, **said), [*tangents]
 
-    def batched(leaves: Any, axes: Any, **said: Any) -> Any:
-        return made.bind(*leaves, **{**said, "batched": True}), [*axes]
+    def batched(leaves: Any, axes: Any, *, mapped: Maps, **said: Any) -> Any:
+        own = zip(leaves, axes, strict=True)
+        size = next(leaf.shape[axis] for leaf, axis in own if axis is not None)
+        first = [
+            jnp.broadcast_to(leaf, (size, *leaf.shape))
+            if axis is None
+            else jnp.moveaxis(leaf, axis, 0)
+            for leaf, axis in zip(leaves, axes, strict=True)
+        ]
+        return made.bind(*first, mapped=(size, *mapped), **said), [0] * len(first)
 
     ad.primitive_jvps[made] = jvp
     batching.primitive_batchers[made] = batched
@@ -64,13 +77,16 @@ def marked(path: str, output: Any) -> Any:
     leaves, tree = jax.tree.flatten(output)
     if not leaves or not all(map(_is_array, leaves)):
         return output
-    made = MARK.bind(*leaves, path=path, tree=tree, batched=False)
+    made = MARK.bind(*leaves, path=path, tree=tree, mapped=())
     return jax.tree.unflatten(tree, made)
 
 
 def _is_array(leaf: Any) -> bool:
     """Say whether it is an array of numbers, traced or not, and not of keys."""
     return isinstance(leaf, jax.Array) and isinstance(leaf.dtype, np.dtype)
+
+
+Kind = Literal["dropout", "replayed_mask", "replayed_draw"]
 
 
 @dataclass(frozen=True)
@@ -82,13 +98,15 @@ class Question:
         path: The path of the dropout; for a handle that of torch's module.
         shape: The shape of what is asked for.
         layout: How it is to lie; for a dropout nothing is said.
+        alone: Whether torch drew once, so that it is known what is asked for.
         number: What no other question has.
     """
 
-    kind: Literal["dropout", "replayed_mask", "replayed_draw"]
+    kind: Kind
     path: str
     shape: tuple[int, ...]
-    layout: Layout
+    layout: Layout = SAME
+    alone: bool = False
     number: int = field(default_factory=itertools.count().__next__)
 
     def __str__(self) -> str:
@@ -104,10 +122,11 @@ def asked(question: Question, drawn: Any) -> Any:
     Args:
         question: What is asked for.
         drawn: What the port drew, which stays if there is no answer. It must depend on
-            something that is not the same in all iterations, as it is computed outside
-            of them otherwise, and so is the answer.
+            something that is not the same in all iterations, or for all that are mapped
+            over, as it is computed once for all of them otherwise, and so is the
+            answer.
     """
-    return ASK.bind(drawn, question=question, batched=False)[0]
+    return ASK.bind(drawn, question=question, mapped=())[0]
 
 
 class Turns(NamedTuple):
@@ -117,41 +136,69 @@ class Turns(NamedTuple):
     reverse: bool
 
 
-Place = tuple[int, ...]
-"""An iteration of each of several scans, the outermost first."""
+class Axes(NamedTuple):
+    """The transformations that a value is in, each of which gives it an axis in front.
+
+    Attributes:
+        scans: The scans, the outermost first.
+        maps: Over how many each `jax.vmap` maps, likewise; their axes come after those
+            of the scans.
+    """
+
+    scans: tuple[Turns, ...] = ()
+    maps: Maps = ()
+
+    @property
+    def lengths(self) -> tuple[int, ...]:
+        """How long the axes are."""
+        return (*(turns.length for turns in self.scans), *self.maps)
 
 
-def places(turns: Sequence[Turns], counts: Sequence[int]) -> dict[Place, list[Place]]:
-    """Say in which iterations stacked layers are called.
+Place = tuple[int | None, ...]
+"""Where a layer is called: along each axis which element it is, or None for all."""
+
+
+def places(axes: Axes, counts: Sequence[int]) -> dict[tuple[int, ...], list[Place]]:
+    """Say where stacked layers are called.
 
     Args:
-        turns: The iterations of each scan, the outermost first.
+        axes: The transformations that they are called in.
         counts: How many layers each stack has, the outer stack first. Its scan is the
-            innermost that fits.
+            innermost that fits; where none does it is mapped over.
 
     Returns:
-        By the numbers of the layers the iterations in which that layer is called, in
-        order; nothing if the scans are not over the stacks.
+        By the numbers of the layers the places in which that layer is called, in order:
+        iterations of the other scans, and all of what else is mapped over. Nothing if
+        neither scans nor maps are over the stacks.
 
     Example:
-        >>> places([Turns(3, reverse=True), Turns(2, reverse=False)], [2])
+        >>> scans = Turns(3, reverse=True), Turns(2, reverse=False)
+        >>> places(Axes(scans), [2])
         {(0,): [(2, 0), (1, 0), (0, 0)], (1,): [(2, 1), (1, 1), (0, 1)]}
-        >>> places([Turns(3, reverse=False)], [])
-        {(): [(0,), (1,), (2,)]}
-        >>> places([Turns(3, reverse=False)], [2])
+        >>> places(Axes(scans[:1], maps=(8,)), [])
+        {(): [(2, None), (1, None), (0, None)]}
+        >>> places(Axes(maps=(8, 2)), [2])
+        {(0,): [(None, 0)], (1,): [(None, 1)]}
+        >>> places(Axes(scans), [4])
         {}
     """
-    axes: list[int] = []
-    end = len(turns)
+    first = len(axes.scans)
+    # From the outside in, as far as is known: a batch is mapped around all of it.
+    lengths = axes.lengths
+    candidates = [*range(first, len(lengths)), *range(first)]
+    chosen: list[int] = []
     for count in reversed(counts):
-        fitting = (n for n in reversed(range(end)) if turns[n].length == count)
-        end = next(fitting, -1)
-        if end < 0:
+        while candidates and lengths[candidates[-1]] != count:
+            candidates.pop()
+        if not candidates:
             return {}
-        axes.insert(0, end)
-    found: dict[Place, list[Place]] = {}
-    for place in itertools.product(*map(_in_order, turns)):
-        found.setdefault(tuple(place[axis] for axis in axes), []).append(place)
+        chosen.insert(0, candidates.pop())
+    within: list[Iterable[int | None]] = [*map(_in_order, axes.scans)]
+    for axis in range(first, len(lengths)):
+        within.append(range(lengths[axis]) if axis in chosen else [None])
+    found: dict[tuple[Any, ...], list[Place]] = {}
+    for place in itertools.product(*within):
+        found.setdefault(tuple(place[axis] for axis in chosen), []).append(place)
     return dict(sorted(found.items()))
 
 

@@ -1,0 +1,88 @@
+"""What is mapped over rows, or over layers, is compared and replayed."""
+
+import pytest
+import torch
+
+from jaxclip.parity import verify
+from tests.parity.mapped_nets import PORTS
+from tests.parity.recordings import recorded_once
+from tests.parity.scanned_nets import LAYERS, STEPS, recording
+
+pytestmark = pytest.mark.usefixtures("quick_compilation")
+
+
+@pytest.fixture(scope="module")
+def recorded(tmp_path_factory):
+    """Record each net in each dtype once."""
+    return recorded_once(tmp_path_factory, recording)
+
+
+def names_of(report):
+    """Return what was compared of the activations, in order."""
+    return [tensor.name for tensor in report.of_stage("activations")[0].tensors]
+
+
+EXPECTED = {
+    "nnx": [
+        f"{layer}{call}"
+        for call in ("", *(f", call {n}" for n in range(1, STEPS)))
+        for layer in ("ih", "hh", "drop")
+    ]
+    + ["head"],
+    "linen": [
+        f"blocks.{n}.{name}"
+        for n in range(LAYERS)
+        for name in ("norm", "up", "drop", "down")
+    ]
+    + ["head"],
+    "plain": [],
+    "ensemble": [
+        f"members.{n}.{name}" for n in range(LAYERS) for name in ("up", "drop", "down")
+    ],
+}
+"""What is compared: what returns nothing is not, and a module of stacked layers only
+where its layout is said."""
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.float64], ids=str)
+@pytest.mark.parametrize("name", PORTS)
+def test_a_port_that_maps_is_the_same(name, dtype, recorded):
+    net, make = PORTS[name]
+    report = verify(recorded(net, dtype), make())
+    report.raise_if_different()
+    assert report.notes == ()
+    assert names_of(report) == EXPECTED[name]
+
+
+ONE_KEY = "in jax.vmap each row needs a key of its own: jax.random.split(key, 4)"
+
+FAULTS = [
+    ("nnx", "relu", "activations", "drop", "more than noise"),
+    ("linen", "gelu", "activations", "blocks.0.drop", "more than noise"),
+    ("linen", "one key", "activations", "blocks.1.drop", ONE_KEY),
+    ("plain", "gelu", "output", "", "more than noise"),
+    ("plain", "one key", "activations", "blocks.0.drop", ONE_KEY),
+    ("ensemble", "sum", "output", "", "the port has 4 times what torch has"),
+]
+
+
+@pytest.mark.parametrize(
+    ("name", "fault", "stage", "module", "words"),
+    [
+        pytest.param(
+            *each,
+            marks=[] if each[1] == "one key" else [pytest.mark.long],
+            id=f"{each[0]}-{each[1]}",
+        )
+        for each in FAULTS
+    ],
+)
+def test_a_fault_in_what_is_mapped_is_found_in_its_place(
+    name, fault, stage, module, words, recorded
+):
+    net, make = PORTS[name]
+    report = verify(recorded(net), make(fault))
+    assert report.verdict == "different"
+    first = report.first
+    assert (first.step, first.stage, first.module) == (0, stage, module)
+    assert words in str(report)
