@@ -20,9 +20,9 @@ from torch import nn
 
 from jaxclip.parity import Port, open_trace, record, record_jax, verify
 from jaxclip.parity._verify._compute import _products
-from jaxclip.parity._verify._compute._equations import jaxprs_in
 from jaxclip.parity._verify._compute._precision import Traced
 from jaxclip.parity._verify._compute._runs import Runs
+from jaxclip.parity._verify._tracing._equations import jaxprs_in
 
 HIGHEST, DEFAULT = jax.lax.Precision.HIGHEST, jax.lax.Precision.DEFAULT
 F32 = np.dtype("float32")

@@ -95,7 +95,8 @@ def from_torch(
             is needed for it. They may be a function that calls the module that it
             is given: ``lambda model: model(x, train=False)``. Of other libraries, and
             of functions: a tree of parameters, for which see ``axes``: nested dicts
-            and lists, or what JAX knows for a tree, as a module of Equinox is.
+            and lists, or what JAX knows for a tree. A module of Equinox is one of
+            which it is known how its layers lie.
         source: A torch module, or whatever else has a ``state_dict()``; a state dict
             of torch tensors, NumPy or JAX arrays; or the path of a file:
             ``.safetensors``; ``.pt``, ``.pth`` or ``.bin``, of which nothing is ever

@@ -10,6 +10,7 @@ import numpy as np
 
 from jaxclip.convert._errors import ConversionError
 from jaxclip.convert._modules import ModulePair, in_layers, joined
+from jaxclip.convert._rules.layouts import Layout
 from jaxclip.convert._rules.links import Arrays, Link, Rule, same
 from jaxclip.convert._rules.registry import (
     call_of,
@@ -136,7 +137,7 @@ def remedies(target: Target) -> dict[str, str]:
 
 
 def _remedies(node: Node, prefix: str) -> Iterator[tuple[str, str]]:
-    rule = find_rule(type(node.module))
+    rule = _rule_of(node)
     if rule is None:
         return
     for name, remedy in rule.remedies.items():
@@ -180,7 +181,7 @@ def _entries(
         stacked.remove(path)
         yield from _stacked_entries(node, prefix, path, stacked, modules, problems)
         return
-    rule = find_rule(type(node.module))
+    rule = _rule_of(node)
     if rule is None:
         problems.append(f"{_listed(leaves)}: {no_rule(type(node.module))}")
         return
@@ -262,21 +263,35 @@ def _stacked_entries(
 
 def _pair(node: Node, prefix: str) -> Iterator[ModulePair]:
     """Pair a module with torch's of that name, if it returns something."""
-    if call_of(type(node.module)) is None:
+    if node.callee is None and call_of(type(node.module)) is None:
         return
     path, origin = ".".join(node.path), ".".join(node.origin)
     yield ModulePair(
         torch=prefix,
         flax=path,
         kind=_kind(node),
-        layout=output_layout(node.module),
+        layout=_layout(node),
         alias_of=None if path == origin else origin,
     )
 
 
+def _rule_of(node: Node) -> Rule | None:
+    return find_rule(type(node.module)) if node.callee is None else node.callee.rule
+
+
+def _layout(node: Node) -> Layout | None:
+    if node.callee is None:
+        return output_layout(node.module)
+    layout = node.callee.rule.layout
+    return None if callable(layout) else layout
+
+
 def _links(node: Node, rule: Rule) -> list[Link]:
-    variables = {name: leaf.value for name, leaf in node.leaves.items()}
-    links = list(rule.links(node.module, variables))
+    # What is in a module of a tree is no other's to see.
+    seen = node.leaves if node.callee is None else node.beneath()
+    variables = {name: leaf.value for name, leaf in seen.items()}
+    module = node.module if node.callee is None else node.callee.part
+    links = list(rule.links(module, variables))
     for link in links:
         if not isinstance(link, Link):
             raise TypeError(f"the rule for {_kind(node)} yields {link!r}, not a Link.")
@@ -301,7 +316,8 @@ def _unlinked(node: Node, linked: Collection[str]) -> Iterator[str]:
 
 
 def _kind(node: Node) -> str:
-    return type(node.module).__qualname__
+    part = node.module if node.callee is None else node.callee.part
+    return type(part).__qualname__
 
 
 def _listed(leaves: Mapping[str, Leaf]) -> str:

@@ -4,7 +4,8 @@ Nested dicts and lists, as functions of JAX take them, and whatever else JAX kno
 tree, as a module of Equinox is. What is in it beside arrays stays as it is.
 """
 
-from collections.abc import Mapping
+import functools
+from collections.abc import Iterator, Mapping
 from typing import Any
 
 import jax
@@ -13,7 +14,8 @@ import numpy as np
 from flax import linen as nn
 from flax import nnx
 
-from jaxclip.convert._targets.tree import Leaf, Node, Path, Target, tree_path
+from jaxclip.convert._rules import equinox
+from jaxclip.convert._targets.tree import Callee, Leaf, Node, Path, Target, tree_path
 
 _OF_FLAX = (nn.Module, nnx.Pytree, nnx.GraphDef, nnx.State)
 _ARRAYS = (jax.Array, np.ndarray, jax.ShapeDtypeStruct)
@@ -46,6 +48,40 @@ def arrays_in(tree: Any) -> Any:
     return jax.tree.map(lambda leaf: leaf if _is_array(leaf) else None, tree)
 
 
+def callables_in(tree: Any) -> dict[Path, Any]:
+    """Return the parts of a tree that can be called and hold others, as modules do.
+
+    Those of Equinox are such, and whatever else is a class of its own that JAX knows
+    for a tree, and has a ``__call__``.
+
+    Returns:
+        The parts by their paths, outer ones first.
+
+    Example:
+        >>> callables_in({"w": 1, "act": abs})
+        {}
+    """
+    return dict(_callables(tree, ()))
+
+
+def _callables(tree: Any, path: Path) -> Iterator[tuple[Path, Any]]:
+    children = children_of(tree)
+    if callable(tree) and children and not isinstance(tree, functools.partial):
+        yield path, tree
+    for name, child in children.items():
+        yield from _callables(child, (*path, name))
+
+
+def children_of(tree: Any) -> dict[str, Any]:
+    """Return the parts of a tree by their names; none of a leaf."""
+    if jax.tree_util.all_leaves([tree]):
+        return {}
+    found, _ = jax.tree_util.tree_flatten_with_path(
+        tree, is_leaf=lambda part: part is not tree
+    )
+    return {".".join(tree_path(keys)): child for keys, child in found}
+
+
 def bare_target(tree: Any) -> Target:
     """Read a tree of parameters.
 
@@ -68,10 +104,16 @@ def bare_target(tree: Any) -> Target:
             lambda keys, leaf: values.get(tree_path(keys), leaf), tree
         )
 
-    return Target(_node((), leaves), leaves, filled)
+    called = {
+        path: Callee(part, equinox.rule_of(part))
+        for path, part in callables_in(tree).items()
+    }
+    return Target(_node((), leaves, called), leaves, filled)
 
 
-def _node(path: Path, leaves: Mapping[Path, Leaf]) -> Node:
+def _node(
+    path: Path, leaves: Mapping[Path, Leaf], called: Mapping[Path, Callee]
+) -> Node:
     """Make a node of what lies beneath a path."""
     depth = len(path)
     own = {at[-1]: leaf for at, leaf in leaves.items() if len(at) == depth + 1}
@@ -79,6 +121,8 @@ def _node(path: Path, leaves: Mapping[Path, Leaf]) -> Node:
     for at, leaf in leaves.items():
         if len(at) > depth + 1:
             inner.setdefault(at[depth], {})[at] = leaf
-    children = {name: _node((*path, name), held) for name, held in inner.items()}
+    children = {
+        name: _node((*path, name), held, called) for name, held in inner.items()
+    }
     # What stands for a module that has nothing but its parameters.
-    return Node(nnx.Dict(), path, path, own, children)
+    return Node(nnx.Dict(), path, path, own, children, callee=called.get(path))

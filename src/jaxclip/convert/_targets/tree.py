@@ -2,9 +2,11 @@
 
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
-from typing import Any
+from typing import Any, NamedTuple
 
 import jax
+
+from jaxclip.convert._rules.links import Rule
 
 Path = tuple[str, ...]
 """Where a variable lies, from the outermost name to the innermost."""
@@ -29,6 +31,18 @@ class Leaf:
         return repr(".".join(self.path))
 
 
+class Callee(NamedTuple):
+    """What a node of a tree is, if it can be called.
+
+    Attributes:
+        part: What is called.
+        rule: How it corresponds to a torch module.
+    """
+
+    part: object
+    rule: Rule
+
+
 @dataclass(frozen=True)
 class Node:
     """A Flax module, the variables that it holds itself, and the modules in it.
@@ -45,6 +59,7 @@ class Node:
         children: The modules in it, named in the same way.
         unseen: The variables of submodules in it that cannot be seen (in Linen, those
             made in a compact method), by dotted name.
+        callee: What it is, where it is no module of Flax and can be called.
     """
 
     module: object
@@ -53,6 +68,7 @@ class Node:
     leaves: Mapping[str, Leaf]
     children: Mapping[str, "Node"]
     unseen: Mapping[str, Leaf] = field(default_factory=dict)
+    callee: Callee | None = None
 
     def beneath(self) -> dict[str, Leaf]:
         """Return every leaf in this module, by its name as seen from here."""

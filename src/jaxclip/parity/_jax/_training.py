@@ -15,7 +15,7 @@ from jaxclip.parity._verify._port._models import LinenModel, NNXModel, read_mode
 from jaxclip.parity._verify._port._port import Port
 from jaxclip.parity._verify._random._drawn import Drawn
 from jaxclip.parity._verify._random._dropouts import Dropouts
-from jaxclip.parity._verify._tracing._calls import Calls, unrolled
+from jaxclip.parity._verify._tracing._calls import Calls, plain, unrolled
 from jaxclip.parity._verify._tracing._capture import Order
 
 
@@ -130,7 +130,7 @@ def in_order(calls: Calls, order: Order) -> Iterator[tuple[str, str, int, Any]]:
         call = seen[path]
         if call < len(calls.get(path, ())):
             seen[path] += 1
-            yield path, types.get(path, ""), call, calls[path][call]
+            yield path, types.get(path, ""), call, plain(calls[path][call])
 
 
 def _strong(leaf: Any) -> Any:

@@ -84,6 +84,12 @@ class Activation(Call):
     digest: Digest | None
 
     @property
+    def shape(self) -> tuple[int, ...]:
+        """The shape of the array."""
+        known = self.stored or self.digest
+        return () if known is None else tuple(known.shape)
+
+    @property
     def array(self) -> np.ndarray:
         """The array, mapped from its file.
 

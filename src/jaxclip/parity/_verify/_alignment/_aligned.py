@@ -5,6 +5,7 @@ from typing import Any, Protocol
 
 import numpy as np
 
+from jaxclip.convert._errors import Shape
 from jaxclip.parity._trace._step import Step
 from jaxclip.parity._verify._alignment._alignment import Place
 from jaxclip.parity._verify._random._dropouts import Dropouts
@@ -83,9 +84,14 @@ class Aligned(Protocol):
         ...
 
     def activations(
-        self, calls: Calls, order: Sequence[Place]
+        self, calls: Calls, recorded: Mapping[Place, Shape]
     ) -> tuple[dict[Place, Array], dict[str, str]]:
-        """Return what modules returned, and why that of others is not there."""
+        """Return what modules returned, and why that of others is not there.
+
+        Args:
+            calls: What the port's returned.
+            recorded: The shapes of the recorded activations, in order.
+        """
         ...
 
     def outputs(self, value: Any) -> dict[str, Array]:

@@ -5,7 +5,7 @@ recording, and which the user of torch sees.
 """
 
 import itertools
-from collections.abc import Callable, Collection, Iterable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Collection, Iterable, Iterator, Mapping
 from dataclasses import replace
 from typing import Any, NamedTuple
 
@@ -16,6 +16,7 @@ import optax
 from jaxclip import convert
 from jaxclip._arrays import to_numpy
 from jaxclip.convert import ConversionError, ModulePair, WeightMap
+from jaxclip.convert._errors import Shape
 from jaxclip.convert._map import activations as outputs
 from jaxclip.convert._map.pieces import pieces
 from jaxclip.convert._modules import without_layers
@@ -29,7 +30,7 @@ from jaxclip.parity._trace._step import Step
 from jaxclip.parity._verify._port._models import Model
 from jaxclip.parity._verify._port._port import Port
 from jaxclip.parity._verify._random._dropouts import Dropouts
-from jaxclip.parity._verify._tracing._calls import Calls, unrolled
+from jaxclip.parity._verify._tracing._calls import Calls, Mapped, plain, unrolled
 
 Array = np.ndarray[Any, Any]
 Arrays = Mapping[str, Array]
@@ -248,13 +249,13 @@ class Alignment:
     # What modules return.
 
     def activations(
-        self, calls: Calls, order: Sequence[Place]
+        self, calls: Calls, recorded: Mapping[Place, Shape]
     ) -> tuple[dict[Place, Array], dict[str, str]]:
         """Return what modules returned as torch's did.
 
         Args:
             calls: What Flax's returned.
-            order: The recorded activations, in order.
+            recorded: The shapes of the recorded activations, in order.
 
         Returns:
             The arrays, and for each torch module that has none the reason.
@@ -262,28 +263,31 @@ class Alignment:
         calls, hidden = unrolled(calls, self.dropouts.stacks)
         both = *self.weights.modules, *self.dropouts.pairs(calls)
         pairs = {pair.torch: pair for pair in both}
-        shared = _shared_out(pairs, calls, order)
-        places = {*order}
+        shared = _shared_out(pairs, calls, recorded)
         arrays: dict[Place, Array] = {}
         reasons: dict[str, str] = {}
-        for module in dict.fromkeys(place.module for place in order):
+        for module in dict.fromkeys(place.module for place in recorded):
             reason = self._reason(pairs.get(module), shared.get(module), hidden)
             if reason:
                 reasons[module] = reason
                 continue
             for call, output in enumerate(shared[module]):
                 first = Place(module, call, FIRST)
-                alone = first in places and jax.tree_util.all_leaves([output])
+                returned = plain(output)
+                alone = first in recorded and jax.tree_util.all_leaves([returned])
                 pair = _of_first(pairs[module]) if alone else pairs[module]
                 try:
                     laid = outputs.to_torch(
-                        {pair.flax: pair}, {pair.flax: output}, np.asarray
+                        {pair.flax: pair}, {pair.flax: returned}, np.asarray
                     )[module]
                 except ConversionError as error:
                     reasons[module] = "; ".join(error.problems)
                     break
                 for part, array in flat(laid):
-                    arrays[first if alone else Place(module, call, part)] = array
+                    place = first if alone else Place(module, call, part)
+                    if isinstance(output, Mapped):
+                        array = output.like(array, recorded.get(place))
+                    arrays[place] = array
         return arrays, reasons
 
     def _reason(

@@ -9,7 +9,7 @@ import numpy as np
 from flax import nnx
 
 from jaxclip.convert import ConversionError
-from jaxclip.convert._errors import nearest
+from jaxclip.convert._errors import Shape, nearest
 from jaxclip.convert._names import Rename, target_names
 from jaxclip.parity._arrays import as_array, is_float, unfilled
 from jaxclip.parity._jax._names import (
@@ -28,7 +28,7 @@ from jaxclip.parity._verify._alignment._alignment import HIDDEN, Place, flat
 from jaxclip.parity._verify._port._models import Model, NNXModel
 from jaxclip.parity._verify._port._port import Port
 from jaxclip.parity._verify._random._dropouts import Dropouts
-from jaxclip.parity._verify._tracing._calls import Calls, unrolled
+from jaxclip.parity._verify._tracing._calls import Calls, plain, unrolled
 
 
 class JaxAlignment:
@@ -177,16 +177,16 @@ class JaxAlignment:
         return jax.tree_util.tree_map_with_path(put, tree)
 
     def activations(
-        self, calls: Calls, order: Sequence[Place]
+        self, calls: Calls, recorded: Mapping[Place, Shape]
     ) -> tuple[dict[Place, Array], dict[str, str]]:
         """Return what modules returned, and why that of others is not there."""
         calls, hidden = unrolled(calls, {})
         arrays: dict[Place, Array] = {}
         reasons: dict[str, str] = {}
-        for module in dict.fromkeys(place.module for place in order):
+        for module in dict.fromkeys(place.module for place in recorded):
             [own] = target_names([module], self._rename, ())[0]
             for call, output in enumerate(calls.get(own, ())):
-                for part, array in flat(output):
+                for part, array in flat(plain(output)):
                     arrays[Place(module, call, part)] = array
             if own not in calls:
                 reasons[module] = (

@@ -131,8 +131,11 @@ class Bench:
             batch, drawn = self.batch(step, precision), Drawn.of(step)
             found = self.runs.forward(variables, batch, drawn, precision)
             recorded = arrays_in(step, "grads", step.grads)
-            order = [Place(a.module, a.call, a.output) for a in step.activations]
-            activations, unseen = own.activations(found.calls, order)
+            shapes = {
+                Place(each.module, each.call, each.output): each.shape
+                for each in step.activations
+            }
+            activations, unseen = own.activations(found.calls, shapes)
             return Called(
                 weights={**own.params(params), **own.buffers(rest)},
                 activations=activations,

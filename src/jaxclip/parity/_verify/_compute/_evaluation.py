@@ -5,6 +5,7 @@ elements of what it computes moved by a little (``moves``), where a comparison o
 maximum looks at them.
 """
 
+from collections import Counter
 from collections.abc import Callable, Mapping, Sequence
 from typing import Any, NamedTuple
 
@@ -14,9 +15,9 @@ import numpy as np
 from jax.extend import core
 
 from jaxclip.parity._verify._compute._deciding import Decision, decision_of
-from jaxclip.parity._verify._compute._equations import HIDING, INLINED, source_of
 from jaxclip.parity._verify._compute._lifting import bound, lifted
 from jaxclip.parity._verify._tracing._calls import Calls, Repeated
+from jaxclip.parity._verify._tracing._equations import HIDING, INLINED, source_of
 from jaxclip.parity._verify._tracing._inside import ASK, MARK, Axes, Question, Turns
 
 Moves = Mapping[int, tuple[Any, Any]]
@@ -78,6 +79,8 @@ class Evaluation:
         moves: What is added to elements of its values.
         answers: What was asked for inside of transformations: arrays with an axis for
             each scan and map in front.
+        returned: By the number of a mark's equation, the paths of the modules that
+            return there, one for each time that it is come by.
 
     Attributes:
         seen: The decisions that were made, in order.
@@ -90,8 +93,11 @@ class Evaluation:
         lift: bool = False,
         moves: Moves | None = None,
         answers: Mapping[Question, Any] | None = None,
+        returned: Mapping[int, Sequence[str | None]] | None = None,
     ) -> None:
         """Start with nothing seen."""
+        self._returned = {} if returned is None else returned
+        self._met: Counter[int] = Counter()
         self._lift, self._moves, self._answers = lift, moves or {}, answers or {}
         self.seen: list[Seen] = []
         self.marked: list[Marked] = []
@@ -173,7 +179,7 @@ class Evaluation:
             self._keep(eqn, values)
             return values
         if eqn.primitive is ASK:
-            return [self._answered(eqn, values[0])]
+            return [self._answered(eqn, values[0]), *values[1:]]
         if name == "scan":
             return self._scan(eqn, values, where, position)
         arrays = [value.array for value in values]
@@ -190,11 +196,14 @@ class Evaluation:
         return made
 
     def _keep(self, eqn: Any, values: list[Value]) -> None:
-        if not self._again:
-            leaves = [value.array for value in values]
-            axes = Axes(maps=eqn.params["mapped"])
-            made = Marked(eqn.params["path"], eqn.params["tree"], leaves, axes)
-            self.marked.append(made)
+        if self._again or self._blind:
+            return
+        path = self._returned[id(eqn)][self._met[id(eqn)]]
+        self._met[id(eqn)] += 1
+        if path is not None:
+            tree, maps = eqn.params["tree"], eqn.params["mapped"]
+            leaves = [value.array for value in values[: tree.num_leaves]]
+            self.marked.append(Marked(path, tree, leaves, Axes(maps=maps)))
 
     def _answered(self, eqn: Any, drawn: Value) -> Value:
         """Return what torch drew in this iteration; the port's own if nobody knows."""
@@ -235,6 +244,7 @@ class Evaluation:
         start = [value.array for value in values[consts : consts + carried]]
         xs = [value.array for value in values[consts + carried :]]
         first, outer, outer_marked = self._count, self.seen, self.marked
+        met = self._met
         iterations = self._iterations
         turns = Turns(given["length"], given["reverse"])
         inner: list[Seen] = []
@@ -243,7 +253,9 @@ class Evaluation:
         def body(carry: Any, given_x: Any) -> Any:
             nonlocal inner, marked
             x, turn = given_x
+            # A body may be traced more than once.
             self._count, self.seen, self.marked = first, [], []
+            self._met = met.copy()
             self._iterations = (*iterations, turn)
             at = turn if position is None else position * given["length"] + turn
             own = [*fixed, *(self._made(array, at) for array in (*carry, *x))]

@@ -1,6 +1,6 @@
 """The dtypes in which a port computes, whatever its parameters are in."""
 
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Iterable
 from functools import cached_property
 from typing import Any
 
@@ -9,9 +9,10 @@ import jax.numpy as jnp
 import numpy as np
 from jax.extend import core
 
-from jaxclip.parity._verify._compute._equations import jaxprs_in
+from jaxclip.convert._targets.tree import tree_path
 from jaxclip.parity._verify._compute._evaluation import Evaluation
-from jaxclip.parity._verify._tracing._inside import ASK, MARK, Question
+from jaxclip.parity._verify._tracing._equations import jaxprs_in
+from jaxclip.parity._verify._tracing._survey import Survey
 
 
 class Traced:
@@ -19,7 +20,7 @@ class Traced:
 
     Args:
         function: The function.
-        args: The arguments, traced or not.
+        *args: The arguments, traced or not; the first are the parameters.
 
     Attributes:
         closed: Its equations.
@@ -30,6 +31,8 @@ class Traced:
         """Trace it."""
         traced = jax.make_jaxpr(function, return_shape=True)(*args)
         self.closed, self.returned = traced
+        params = jax.tree_util.tree_leaves_with_path(args[0])
+        self._labels = [tree_path(keys) for keys, _ in params]
 
     def __call__(self, *args: Any, evaluation: Evaluation | None = None) -> Any:
         """Call it, as it was traced or as an evaluation does."""
@@ -52,18 +55,9 @@ class Traced:
         }
 
     @cached_property
-    def marked(self) -> set[str]:
-        """The paths of the modules that return something inside of transformations."""
-        return {eqn.params["path"] for eqn in self._eqns(MARK)}
-
-    @cached_property
-    def questions(self) -> set[Question]:
-        """What is asked for inside of transformations."""
-        return {eqn.params["question"] for eqn in self._eqns(ASK)}
-
-    def _eqns(self, primitive: core.Primitive) -> Iterator[Any]:
-        for jaxpr in jaxprs_in(self.closed.jaxpr):
-            yield from (eqn for eqn in jaxpr.eqns if eqn.primitive is primitive)
+    def survey(self) -> Survey:
+        """What stands in it."""
+        return Survey(self.closed.jaxpr, self._labels)
 
 
 def _dtype(aval: Any) -> np.dtype[Any]:

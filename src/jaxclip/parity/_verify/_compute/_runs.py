@@ -13,7 +13,6 @@ import numpy as np
 import optax
 
 from jaxclip.parity._arrays import is_float
-from jaxclip.parity._verify._compute._equations import asked_in
 from jaxclip.parity._verify._compute._evaluation import (
     Evaluation,
     Moves,
@@ -194,7 +193,7 @@ class Runs:
         # What a dtype=, an astype or an array of another dtype holds back is float64,
         # too.
         held = wide and traced.dtypes > {np.dtype(np.float64)}
-        if held or traced.marked or traced.questions:
+        if held or traced.survey:
             return self.evaluated(traced, *given, lift=bool(held))[0]
         found: Forward = traced(*given)
         return found._replace(calls=completed(found.calls, {}))
@@ -217,12 +216,14 @@ class Runs:
         *_, drawn = given
         account = traced.returned.account
         replay = self._dropouts.replay(drawn, account)
-        asked = [*asked_in(traced.closed.jaxpr)]
-        unseen = traced.questions - {question for question, _ in asked}
-        known = answers(replay, asked, unseen)
-        evaluation = Evaluation(lift=lift, moves=moves, answers=known)
+        survey = traced.survey
+        known = answers(replay, survey.asked, survey.unseen)
+        evaluation = Evaluation(
+            lift=lift, moves=moves, answers=known, returned=survey.returned
+        )
         found: Forward = traced(*given, evaluation=evaluation)
-        unknown: Calls = {path: [] for path in traced.marked}
+        self._model.returned(each.path for each in evaluation.marked)
+        unknown: Calls = {path: [] for path in survey.marked}
         calls = completed(found.calls, unknown | calls_of(evaluation.marked))
         found = found._replace(calls=calls, account=replay.account)
         return found, evaluation.seen

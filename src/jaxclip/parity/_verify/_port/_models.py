@@ -1,6 +1,6 @@
 """The forms in which a port's model is given, called in one way."""
 
-from collections.abc import Callable, Collection, Mapping
+from collections.abc import Callable, Collection, Iterable, Mapping
 from dataclasses import fields
 from typing import Any, NamedTuple, Protocol
 
@@ -10,9 +10,13 @@ import numpy as np
 from flax import linen as nn
 from flax import nnx
 
-from jaxclip.convert._targets.bare_trees import is_bare
+from jaxclip.convert._targets.bare_trees import callables_in, is_bare
 from jaxclip.convert._targets.linen_calls import seen_in
 from jaxclip.parity._verify._random._drawn import Account
+from jaxclip.parity._verify._random._equinox_dropout import (
+    is_dropout,
+    replayed_equinox,
+)
 from jaxclip.parity._verify._random._flax_dropout import replayed_linen, replayed_nnx
 from jaxclip.parity._verify._random._replay import Replay
 from jaxclip.parity._verify._tracing._calls import Calls
@@ -21,8 +25,10 @@ from jaxclip.parity._verify._tracing._capture import (
     Order,
     captured_linen,
     captured_nnx,
+    class_name,
 )
 from jaxclip.parity._verify._tracing._paths import named
+from jaxclip.parity._verify._tracing._tree_modules import captured_tree
 
 LossFn = Callable[[Any, dict[str, Any]], Any]
 
@@ -64,6 +70,10 @@ class Model(Protocol):
 
     def look(self, loss_fn: LossFn, batch: Any) -> None:
         """See what modules a call makes, where nothing else shows them."""
+        ...
+
+    def returned(self, paths: Iterable[str]) -> None:
+        """Hear which modules returned inside of transformations, in order."""
         ...
 
     def split(self, variables: Any) -> tuple[Any, Any]:
@@ -110,6 +120,9 @@ class NNXModel:
 
     def look(self, loss_fn: LossFn, batch: Any) -> None:
         """See nothing more: all modules are in attributes."""
+
+    def returned(self, paths: Iterable[str]) -> None:
+        """Hear nothing new: each says so when it is called."""
 
     def split(self, variables: Any) -> tuple[Any, Any]:
         """Take what is ``nnx.Param`` for the parameters."""
@@ -168,6 +181,9 @@ class LinenModel:
             # As they are in a run in float64: a layer may want both to be alike.
             _, seen = seen_in(call, *jax.tree.map(_widened, (self.variables, batch)))
         self.target = self.module, self.variables, seen
+
+    def returned(self, paths: Iterable[str]) -> None:
+        """Hear nothing new: each says so when it is called."""
 
     def split(self, variables: Any) -> tuple[Any, Any]:
         """Take the collection ``params`` for the parameters."""
@@ -242,7 +258,7 @@ class LinenFunction:
 
 
 class BareModel:
-    """A tree of parameters without a model; what else is in it stays as it is."""
+    """A tree of parameters, as a module of Equinox is; what else is in it stays."""
 
     prefix: tuple[str, ...] = ()
 
@@ -253,14 +269,26 @@ class BareModel:
             dtype = getattr(leaf, "dtype", None)
             return dtype is not None and jnp.issubdtype(dtype, jnp.inexact)
 
+        parts = callables_in(tree).items()
+        self._parts = {".".join(path): part for path, part in parts}
         self.variables = jax.tree.map(lambda x: x if is_param(x) else None, tree)
         self._others = jax.tree.map(lambda x: None if is_param(x) else x, tree)
         self.target: Any = self.variables
         self.order: Order = []
-        self.dropouts: Collection[str] | None = ()
+        self.dropouts: Collection[str] | None = [
+            path for path, part in self._parts.items() if is_dropout(part)
+        ]
 
     def look(self, loss_fn: LossFn, batch: Any) -> None:
-        """See nothing: there are no modules."""
+        """See nothing more: what modules there are is in the tree."""
+
+    def returned(self, paths: Iterable[str]) -> None:
+        """Keep their order: none knows its path when it is called."""
+        self.order = [
+            (path, class_name(self._parts[path]))
+            for path in paths
+            if path in self._parts
+        ]
 
     def split(self, variables: Any) -> tuple[Any, Any]:
         """Take all for parameters."""
@@ -288,7 +316,8 @@ class BareModel:
             *(params, self._others),
             is_leaf=lambda leaf: leaf is None,
         )
-        with replay.active():
+        types = {type(part) for part in self._parts.values()}
+        with replay.active(), captured_tree(types, replayed_equinox(replay)):
             value = loss_fn(tree, batch)
         return Called(value, rest, {}, replay.account)
 

@@ -19,8 +19,9 @@ class Port:
     Attributes:
         model: The model: an NNX module; ``(module, variables)`` of a Linen module and
             what its ``init`` returns (what its ``@nn.compact`` methods make is seen
-            when ``loss_fn`` calls it); or a tree of parameters, nested dicts or a
-            module of Equinox, of arrays that lie as torch's do, or as ``axes`` says.
+            when ``loss_fn`` calls it); a module of Equinox, or its parameters alone;
+            or a tree of parameters, of arrays that lie as torch's do, or as ``axes``
+            says.
         loss_fn: ``loss_fn(model, batch)`` returns the loss, a scalar, or ``(loss,
             outputs)``, where the outputs are what the torch model returns, or a list
             of what it returns in each call, if a step calls it several times. The
@@ -42,7 +43,7 @@ class Port:
         layouts: How what modules return lies, as ``WeightMap.with_layouts`` takes it;
             a module that holds no weights is compared if it is named here. It says
             of a dropout how its mask lies, too.
-        dropouts: The paths of the port's own ``nnx.Dropout`` or ``linen.Dropout`` by
+        dropouts: The paths of the port's own dropouts, of NNX, Linen or Equinox, by
             those of torch's dropouts whose masks they are given, where their names do
             not say it: ``{"drop": "Dropout_0"}``. Several of torch's may be one of the
             port's, in the order of their calls. ``*`` stands for the number of a

@@ -14,9 +14,7 @@ from jaxclip.convert._modules import in_layers, starred, stars
 from jaxclip.parity._verify._random._replay import Replay
 from jaxclip.parity._verify._tracing._calls import around
 from jaxclip.parity._verify._tracing._inside import Axes, Maps, Place, Question, places
-
-Asked = tuple[Question, Axes]
-"""A question, and the scans and maps that it is in."""
+from jaxclip.parity._verify._tracing._survey import Asked
 
 
 def answers(
@@ -33,11 +31,12 @@ def answers(
         Arrays with an axis in front for each scan and map, of what has an answer.
     """
     asked = [*asked]
-    times = Counter(question for question, _ in asked)
+    times = Counter(question for question, *_ in asked)
     found = {}
-    for question, axes in asked:
+    for question, path, axes in asked:
         # One that a compiled function asks, which is called several times, is several.
-        drawn = _drawn(replay, question, axes) if times[question] == 1 else {}
+        once = times[question] == 1
+        drawn = _drawn(replay, question, path, axes) if once else {}
         if not drawn:
             replay.say_unknown(question)
         elif not any(each is None for each in drawn.values()):
@@ -47,9 +46,10 @@ def answers(
     return found
 
 
-def _drawn(replay: Replay, question: Question, axes: Axes) -> dict[Place, Any]:
+def _drawn(
+    replay: Replay, question: Question, path: str, axes: Axes
+) -> dict[Place, Any]:
     """Return by the place what torch drew; nothing if it is not known which is."""
-    path = question.path
     if question.kind == "dropout":
         within = around(path, replay.stacks)
         counts = [replay.stacks[stack] for stack in within]

@@ -223,7 +223,7 @@ def _check(
         if flax is not None and plain not in flax:
             problems.append(
                 f"dropouts gives {torch!r} the place {place!r}, where the port has no "
-                f"nnx.Dropout: it has {', '.join(map(repr, flax)) or 'none'}."
+                f"Dropout: it has {', '.join(map(repr, flax)) or 'none'}."
             )
     if problems:
         raise ConversionError(problems)

@@ -22,8 +22,7 @@ def replayed_nnx(replay: Replay) -> Iterator[None]:
         self: nnx.Dropout, inputs: Any, *, deterministic: Any = None, **options: Any
     ) -> Any:
         path = path_of(self)
-        # One that torch had off has no mask, and is to be named if it is on here.
-        if path is not None and (replay.drawn.masks or replay.origins):
+        if path is not None and replay.has_dropouts:
             dropped = _dropped(self, inputs, deterministic, path, replay)
             if dropped is not None:
                 return dropped

@@ -1,14 +1,16 @@
 """What the modules of a port returned, call by call."""
 
+import itertools
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from functools import partial
-from typing import Any
+from typing import Any, NamedTuple
 
 import jax
 import numpy as np
 
 from jaxclip.convert._modules import in_layers, is_in
+from jaxclip.parity._arrays import Array
 from jaxclip.parity._verify._tracing._inside import Axes, Place, places
 
 Calls = dict[str, list[Any]]
@@ -20,6 +22,38 @@ and maps `Repeated`, and nothing where nobody can look."""
 @dataclass(frozen=True)
 class Inside:
     """Stands for what a module returned in a transformation, until it is known."""
+
+
+class Mapped(NamedTuple):
+    """What a module returned where more than its layers is mapped over.
+
+    Attributes:
+        output: What it returned; each array has the axes in front.
+        axes: How many.
+    """
+
+    output: Any
+    axes: int
+
+    def like(self, array: Array, shape: Sequence[int] | None) -> Array:
+        """Return one of its arrays with the axes where they are to be, by the shape.
+
+        ``jax.vmap`` may map over any axis, and does not say over which it does. Where
+        the shape does not tell they stay in front.
+
+        Example:
+            >>> Mapped(None, axes=1).like(np.zeros((5, 4, 2)), (4, 5, 2)).shape
+            (4, 5, 2)
+        """
+        if shape is None or array.shape == (*shape,):
+            return array
+        front = range(self.axes)
+        found = {}
+        for ends in itertools.permutations(range(array.ndim), self.axes):
+            moved = np.moveaxis(array, front, ends)
+            if moved.shape == (*shape,):
+                found[moved.strides] = moved
+        return next(iter(found.values())) if len(found) == 1 else array
 
 
 @partial(jax.tree_util.register_dataclass, data_fields=["output"], meta_fields=["axes"])
@@ -43,18 +77,20 @@ class Repeated:
 
         Returns:
             The outputs by the numbers of the layers, none where neither scans nor maps
-            are over the stacks. What else is mapped over is an axis of the outputs.
+            are over the stacks. Where more is mapped over, they are `Mapped`.
 
         Example:
-            >>> outputs = np.arange(6).reshape(3, 2)
-            >>> Repeated(outputs, Axes(maps=(3, 2))).by_layer([2])
-            {(0,): [array([0, 2, 4])], (1,): [array([1, 3, 5])]}
+            >>> outputs = np.arange(6).reshape(2, 3)
+            >>> Repeated(outputs, Axes(maps=(2,))).by_layer([2])
+            {(0,): [array([0, 1, 2])], (1,): [array([3, 4, 5])]}
         """
         outputs = jax.tree.map(np.asarray, self.output)
 
         def at(place: Place) -> Any:
             index = tuple(slice(None) if n is None else n for n in place)
-            return jax.tree.map(lambda array: array[index], outputs)
+            output = jax.tree.map(lambda array: array[index], outputs)
+            maps = place.count(None)
+            return Mapped(output, maps) if maps else output
 
         layers = places(self.axes, counts)
         return {layer: [*map(at, own)] for layer, own in layers.items()}
@@ -97,9 +133,9 @@ def unrolled(
         stacks: The number of layers of each module that holds several as one.
 
     Returns:
-        What each module returned, call by call, those in stacked layers with the
-        layer's number in their path, as in ``blocks[0].norm``; and the paths of the
-        modules that returned where nobody can look.
+        What each module returned, call by call, `Mapped` if it was, those in stacked
+        layers with the layer's number in their path, as in ``blocks[0].norm``; and the
+        paths of the modules that returned where nobody can look.
     """
     found: dict[str, list[Any]] = {}
     hidden: set[str] = set()
@@ -134,6 +170,13 @@ def around(path: str, stacks: Mapping[str, int]) -> list[str]:
 def _carried(output: Any) -> Any:
     """Return what the body of a scan hands on, where it yields nothing else."""
     match output:
+        case Mapped(inner, axes):
+            return Mapped(_carried(inner), axes)
         case (carry, rest) if not jax.tree.leaves(rest):
             return carry
     return output
+
+
+def plain(output: Any) -> Any:
+    """Return what a module returned, whether it was mapped or not."""
+    return output.output if isinstance(output, Mapped) else output

@@ -19,6 +19,7 @@ from jax.extend.core import Primitive
 from jax.interpreters import ad, batching, mlir
 
 from jaxclip.convert._rules.layouts import SAME, Layout
+from jaxclip.convert._targets.tree import Path
 
 
 def trace() -> Any:
@@ -28,6 +29,23 @@ def trace() -> Any:
 
 Maps = tuple[int, ...]
 """Over how many each `jax.vmap` maps, the outermost first."""
+
+
+class Anchor(NamedTuple):
+    """What is known of the path of a module that does not know it.
+
+    Attributes:
+        parameter: The path of a parameter in it, or in a module that it is in, as seen
+            from there. Its value is the last operand.
+        module: The path of the module, as seen from there.
+    """
+
+    parameter: Path
+    module: Path
+
+
+Name = str | Anchor
+"""The path of a module, or what it follows from."""
 
 
 def _primitive(name: str) -> Primitive:
@@ -47,17 +65,23 @@ def _primitive(name: str) -> Primitive:
     def batched(leaves: Any, axes: Any, *, mapped: Maps, **said: Any) -> Any:
         own = zip(leaves, axes, strict=True)
         size = next(leaf.shape[axis] for leaf, axis in own if axis is not None)
-        first = [
-            jnp.broadcast_to(leaf, (size, *leaf.shape))
-            if axis is None
-            else jnp.moveaxis(leaf, axis, 0)
-            for leaf, axis in zip(leaves, axes, strict=True)
-        ]
-        return made.bind(*first, mapped=(size, *mapped), **said), [0] * len(first)
+        first = [_first(*each, size) for each in zip(leaves, axes, strict=True)]
+        left: list[int | None] = [0] * len(first)
+        if said["anchored"] and axes[-1] is None:
+            # A parameter that is not mapped over is to be known as what it is.
+            first[-1], left[-1] = leaves[-1], None
+        return made.bind(*first, mapped=(size, *mapped), **said), left
 
     ad.primitive_jvps[made] = jvp
     batching.primitive_batchers[made] = batched
     return made
+
+
+def _first(leaf: Any, axis: int | None, size: int) -> Any:
+    """Put the axis that is mapped over in front, or add it."""
+    if axis is None:
+        return jnp.broadcast_to(leaf, (size, *leaf.shape))
+    return jnp.moveaxis(leaf, axis, 0)
 
 
 MARK = _primitive("jaxclip_mark")
@@ -67,18 +91,20 @@ ASK = _primitive("jaxclip_ask")
 """Asks for what torch drew in the place of its input."""
 
 
-def marked(path: str, output: Any) -> Any:
+def marked(name: Name, output: Any, *anchor: Any) -> Any:
     """Return what a module returned, marked; as it is, if it is no arrays.
 
     Args:
-        path: The path of the module.
+        name: The path of the module.
         output: What it returned.
+        *anchor: The parameter from which the path follows, if it does.
     """
     leaves, tree = jax.tree.flatten(output)
     if not leaves or not all(map(_is_array, leaves)):
         return output
-    made = MARK.bind(*leaves, path=path, tree=tree, mapped=())
-    return jax.tree.unflatten(tree, made)
+    said = {"name": name, "tree": tree, "anchored": bool(anchor)}
+    made = MARK.bind(*leaves, *anchor, mapped=(), **said)
+    return jax.tree.unflatten(tree, made[: len(leaves)])
 
 
 def _is_array(leaf: Any) -> bool:
@@ -95,7 +121,7 @@ class Question:
 
     Attributes:
         kind: Who asks: a dropout of Flax's, or the handle of that name.
-        path: The path of the dropout; for a handle that of torch's module.
+        path: That of the dropout; for a handle that of torch's module.
         shape: The shape of what is asked for.
         layout: How it is to lie; for a dropout nothing is said.
         alone: Whether torch drew once, so that it is known what is asked for.
@@ -103,7 +129,7 @@ class Question:
     """
 
     kind: Kind
-    path: str
+    path: Name
     shape: tuple[int, ...]
     layout: Layout = SAME
     alone: bool = False
@@ -111,12 +137,13 @@ class Question:
 
     def __str__(self) -> str:
         """Name who asks."""
-        return (
-            repr(self.path) if self.kind == "dropout" else f"{self.kind}({self.path!r})"
+        named = (
+            ".".join(self.path.module) if isinstance(self.path, Anchor) else self.path
         )
+        return repr(named) if self.kind == "dropout" else f"{self.kind}({named!r})"
 
 
-def asked(question: Question, drawn: Any) -> Any:
+def asked(question: Question, drawn: Any, *anchor: Any) -> Any:
     """Return what torch drew in the place of what a port did, where that is found out.
 
     Args:
@@ -125,8 +152,10 @@ def asked(question: Question, drawn: Any) -> Any:
             something that is not the same in all iterations, or for all that are mapped
             over, as it is computed once for all of them otherwise, and so is the
             answer.
+        *anchor: The parameter from which the path follows, if it does.
     """
-    return ASK.bind(drawn, question=question, mapped=())[0]
+    said = {"question": question, "anchored": bool(anchor)}
+    return ASK.bind(drawn, *anchor, mapped=(), **said)[0]
 
 
 class Turns(NamedTuple):

@@ -1,0 +1,88 @@
+"""Ports in Equinox are compared by module, and keep what torch's dropouts did."""
+
+from dataclasses import replace
+
+import pytest
+import torch
+
+pytest.importorskip("equinox")
+
+from jaxclip.parity import compare_traces, open_trace, record_jax, verify
+from tests.parity.equinox_nets import FAULTS, PORTS
+from tests.parity.recordings import recorded_once
+from tests.parity.scanned_nets import LAYERS, recording
+
+pytestmark = pytest.mark.usefixtures("quick_compilation")
+
+BLOCKS = [
+    [f"blocks.{n}.{name}" for name in ("norm", "up", "drop", "down")]
+    for n in range(LAYERS)
+]
+
+QUICK = {("compiled", torch.float64), ("scanned", torch.float32)}
+
+
+@pytest.fixture(scope="module")
+def recorded(tmp_path_factory):
+    """Record the stack in each dtype once."""
+    return recorded_once(tmp_path_factory, recording)
+
+
+@pytest.mark.parametrize(
+    ("name", "dtype"),
+    [
+        pytest.param(
+            *(name, dtype),
+            marks=[] if (name, dtype) in QUICK else [pytest.mark.long],
+            id=f"{name}-{dtype}",
+        )
+        for name in PORTS
+        for dtype in (torch.float32, torch.float64)
+    ],
+)
+def test_a_port_is_the_same_module_by_module(name, dtype, recorded):
+    report = verify(recorded("stack", dtype), PORTS[name]())
+    report.raise_if_different()
+    assert report.notes == ()
+    names = [tensor.name for tensor in report.of_stage("activations")[0].tensors]
+    assert names == [*(name for block in BLOCKS for name in block), "head"]
+
+
+def test_a_module_of_the_users_is_compared_once_its_layout_is_said(recorded):
+    port = replace(PORTS["list"](), layouts={"blocks.?": "same"})
+    report = verify(recorded("stack"), port)
+    report.raise_if_different()
+    names = {tensor.name for tensor in report.of_stage("activations")[0].tensors}
+    assert {f"blocks.{n}" for n in range(LAYERS)} <= names
+
+
+@pytest.mark.parametrize(
+    ("fault", "module", "words"),
+    [
+        ("eps", "blocks.2.norm", "more than noise"),
+        ("gelu", "blocks.1.drop", "more than noise"),
+        ("off", "blocks.3.drop", "more than the port asked for it"),
+        ("one key", "blocks.0.drop", "each row needs a key of its own"),
+        ("scanned gelu", "blocks.0.drop", "more than noise"),
+    ],
+)
+def test_a_fault_is_found_in_its_module(fault, module, words, recorded):
+    report = verify(recorded("stack"), FAULTS[fault]())
+    first = report.first
+    assert (first.step, first.stage, first.module) == (0, "activations", module)
+    assert words in str(report)
+
+
+def test_a_recording_of_jax_has_what_modules_return(tmp_path, recorded):
+    batch = open_trace(recorded("stack"))[0].batch
+    paths = [tmp_path / name for name in ("one", "other")]
+    for path in paths:
+        with record_jax(path, PORTS["list"]()) as run:
+            run.step(**batch)
+    found = open_trace(paths[0])[0].activations
+    expected = [
+        name for n, block in enumerate(BLOCKS) for name in (*block, f"blocks.{n}")
+    ]
+    assert [each.module for each in found] == [*expected, "head"]
+    assert found[-1].type.endswith(".Linear")
+    compare_traces(*paths).raise_if_different()
