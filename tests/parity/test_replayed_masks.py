@@ -272,7 +272,7 @@ def test_dropouts_that_are_not_there_are_an_error(recorded):
     assert caught.value.problems == (
         "dropouts has 'no', which is no module of the recorded model: its dropouts are "
         "'drop', 'last'. (Where dropout is a function, name the module that calls it.)",
-        "dropouts gives 'drop' the place 'fc1', where the port has no nnx.Dropout: it "
+        "dropouts gives 'drop' the place 'fc1', where the port has no Dropout: it "
         "has 'drop', 'last'.",
     )
 
