@@ -32,7 +32,12 @@ every_notebook = pytest.mark.parametrize(
 )
 
 # What these show is in the quick tests in other forms, on README and docs for one.
-LONG = {"02_clipping_in_optax_chains", "03_port_weights", "05_find_the_divergence"}
+LONG = {
+    "02_clipping_in_optax_chains",
+    "03_port_weights",
+    "04_port_the_training_loop",
+    "05_find_the_divergence",
+}
 
 
 def read(path):

@@ -48,6 +48,7 @@ def test_a_port_is_the_same_module_by_module(name, dtype, recorded):
     assert names == [*(name for block in BLOCKS for name in block), "head"]
 
 
+@pytest.mark.long
 def test_a_module_of_the_users_is_compared_once_its_layout_is_said(recorded):
     port = replace(PORTS["list"](), layouts={"blocks.?": "same"})
     report = verify(recorded("stack"), port)
@@ -56,14 +57,22 @@ def test_a_module_of_the_users_is_compared_once_its_layout_is_said(recorded):
     assert {f"blocks.{n}" for n in range(LAYERS)} <= names
 
 
+EXPECTED = [
+    ("eps", "blocks.2.norm", "more than noise"),
+    ("gelu", "blocks.1.drop", "more than noise"),
+    ("off", "blocks.3.drop", "more than the port asked for it"),
+    ("one key", "blocks.0.drop", "each row needs a key of its own"),
+    ("scanned gelu", "blocks.0.drop", "more than noise"),
+]
+
+
 @pytest.mark.parametrize(
     ("fault", "module", "words"),
     [
-        ("eps", "blocks.2.norm", "more than noise"),
-        ("gelu", "blocks.1.drop", "more than noise"),
-        ("off", "blocks.3.drop", "more than the port asked for it"),
-        ("one key", "blocks.0.drop", "each row needs a key of its own"),
-        ("scanned gelu", "blocks.0.drop", "more than noise"),
+        pytest.param(
+            *each, marks=[] if each[0] == "eps" else [pytest.mark.long], id=each[0]
+        )
+        for each in EXPECTED
     ],
 )
 def test_a_fault_is_found_in_its_module(fault, module, words, recorded):

@@ -44,8 +44,21 @@ EXPECTED = {
 where its layout is said."""
 
 
-@pytest.mark.parametrize("dtype", [torch.float32, torch.float64], ids=str)
-@pytest.mark.parametrize("name", PORTS)
+QUICK = {("nnx", torch.float32), ("plain", torch.float64), ("ensemble", torch.float32)}
+
+
+@pytest.mark.parametrize(
+    ("name", "dtype"),
+    [
+        pytest.param(
+            *(name, dtype),
+            marks=[] if (name, dtype) in QUICK else [pytest.mark.long],
+            id=f"{name}-{dtype}",
+        )
+        for name in PORTS
+        for dtype in (torch.float32, torch.float64)
+    ],
+)
 def test_a_port_that_maps_is_the_same(name, dtype, recorded):
     net, make = PORTS[name]
     report = verify(recorded(net, dtype), make())
@@ -71,7 +84,7 @@ FAULTS = [
     [
         pytest.param(
             *each,
-            marks=[] if each[1] == "one key" else [pytest.mark.long],
+            marks=[] if each[:2] == ("plain", "one key") else [pytest.mark.long],
             id=f"{each[0]}-{each[1]}",
         )
         for each in FAULTS
