@@ -3,6 +3,7 @@
 ``fault`` is the name of one thing that a port does otherwise; "" is the correct port.
 """
 
+from collections.abc import Iterable, Sequence
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -145,14 +146,19 @@ def recording(path: Path, net: str, *, dtype: torch.dtype, seed: int = 0) -> Pat
     """Record three steps of a net's training."""
     torch.manual_seed(seed)
     model = NETS[net]().to(dtype)
-    optimizer = torch.optim.AdamW(model.parameters(), lr=LR)
     shape = (BATCH, STEPS, SIZE) if net == "loop" else (BATCH, SIZE)
+    shapes = shape, (BATCH, SIZE)
+    batches = ([torch.randn(each, dtype=dtype) for each in shapes] for _ in range(3))
+    return trained(path, model, batches)
+
+
+def trained(
+    path: Path, model: nn.Module, batches: Iterable[Sequence[torch.Tensor]]
+) -> Path:
+    """Record the training of a model, a step for each batch."""
+    optimizer = torch.optim.AdamW(model.parameters(), lr=LR)
     with record(path, model, optimizer) as run:
-        for _ in range(3):
-            x, y = (
-                torch.randn(shape, dtype=dtype),
-                torch.randn(BATCH, SIZE, dtype=dtype),
-            )
+        for x, y in batches:
             with run.step(x=x, y=y):
                 optimizer.zero_grad()
                 F.mse_loss(model(x), y).backward()

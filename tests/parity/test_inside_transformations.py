@@ -1,5 +1,6 @@
 """What is in a transformation is compared and replayed as if it stood outside."""
 
+from collections import OrderedDict
 from dataclasses import replace
 
 import jax
@@ -37,6 +38,7 @@ from tests.parity.scanned_nets import (
     loss_fn,
     port,
     recording,
+    trained,
 )
 
 pytestmark = pytest.mark.usefixtures("quick_compilation")
@@ -187,6 +189,32 @@ def test_what_nobody_can_look_at_is_named(recorded):
     assert UNKNOWN in str(report)
 
 
+class Branched(nnx.Module):
+    """A port that drops in a branch."""
+
+    def __init__(self, *, rngs):
+        """Make the layers."""
+        self.up = nnx.Linear(SIZE, HIDDEN, rngs=rngs)
+        self.drop = nnx.Dropout(RATE, rngs=rngs)
+
+    def __call__(self, x):
+        """Map ``(B, SIZE)`` to ``(B, HIDDEN)``."""
+        hidden = self.up(x)
+        return jax.lax.cond(x.sum() > -99, self.drop, lambda h: 0 * h, hidden)
+
+
+def test_one_draw_is_replayed_in_a_branch(tmp_path):
+    torch.manual_seed(0)
+    up, drop = torch.nn.Linear(SIZE, HIDDEN), torch.nn.Dropout(RATE)
+    model = torch.nn.Sequential(OrderedDict(up=up, drop=drop))
+    batch = torch.randn(BATCH, SIZE), torch.randn(BATCH, HIDDEN)
+    path = trained(tmp_path / "run.trace", model, [batch])
+    report = verify(path, port(Branched(rngs=nnx.Rngs(0))))
+    report.raise_if_different()
+    assert report.notes == ()
+    assert report.of_stage("output")[0].verdict == "same"
+
+
 class Compiled(ScannedLoop):
     """A port whose step is compiled by itself, and called once for each step."""
 
@@ -273,14 +301,13 @@ def penalized(model, batch):
 
 def test_what_is_differentiated_is_in_its_place_among_the_calls(tmp_path):
     torch.manual_seed(0)
-    model = torch.nn.Sequential()
-    for name, layer in (
-        ("fc1", torch.nn.Linear(SIZE, HIDDEN)),
-        ("tanh", torch.nn.Tanh()),
-        ("drop", torch.nn.Dropout(RATE)),
-        ("fc2", torch.nn.Linear(HIDDEN, 1)),
-    ):
-        model.add_module(name, layer)
+    layers = {
+        "fc1": torch.nn.Linear(SIZE, HIDDEN),
+        "tanh": torch.nn.Tanh(),
+        "drop": torch.nn.Dropout(RATE),
+        "fc2": torch.nn.Linear(HIDDEN, 1),
+    }
+    model = torch.nn.Sequential(OrderedDict(layers))
     optimizer = torch.optim.AdamW(model.parameters(), lr=LR)
     with record(tmp_path / "run.trace", model, optimizer) as run:
         parts = dict(

@@ -1,12 +1,24 @@
 """What is mapped over rows, or over layers, is compared and replayed."""
 
+from collections import OrderedDict
+
+import jax
 import pytest
 import torch
+from flax import nnx
 
 from jaxclip.parity import verify
 from tests.parity.mapped_nets import PORTS
 from tests.parity.recordings import recorded_once
-from tests.parity.scanned_nets import LAYERS, STEPS, recording
+from tests.parity.scanned_nets import (
+    BATCH,
+    LAYERS,
+    SIZE,
+    STEPS,
+    port,
+    recording,
+    trained,
+)
 
 pytestmark = pytest.mark.usefixtures("quick_compilation")
 
@@ -65,6 +77,31 @@ def test_a_port_that_maps_is_the_same(name, dtype, recorded):
     report.raise_if_different()
     assert report.notes == ()
     assert names_of(report) == EXPECTED[name]
+
+
+class Columns(nnx.Module):
+    """A layer that is mapped over the second axis, and then the first."""
+
+    def __init__(self, *, rngs):
+        """Make the layer."""
+        self.fc = nnx.Linear(SIZE, SIZE, rngs=rngs)
+
+    def __call__(self, x):
+        """Map ``(B, T, SIZE)`` to the same."""
+        return jax.vmap(jax.vmap(self.fc), in_axes=1, out_axes=1)(x)
+
+
+@pytest.mark.parametrize("layouts", [None, {"fc": (1, 0, 2)}], ids=["found", "said"])
+def test_which_axis_is_mapped_over_follows_from_the_shape_or_is_said(tmp_path, layouts):
+    torch.manual_seed(0)
+    model = torch.nn.Sequential(OrderedDict(fc=torch.nn.Linear(SIZE, SIZE)))
+    # Of equal length nobody can tell them apart.
+    x, y = torch.randn(2, BATCH, BATCH + (layouts is None), SIZE)
+    path = trained(tmp_path / "run.trace", model, [(x, y)])
+    own = port(Columns(rngs=nnx.Rngs(0)), layouts=layouts)
+    report = verify(path, own)
+    report.raise_if_different()
+    assert names_of(report) == ["fc"]
 
 
 ONE_KEY = "in jax.vmap each row needs a key of its own: jax.random.split(key, 4)"
