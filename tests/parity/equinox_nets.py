@@ -1,4 +1,4 @@
-"""Ports of the stack of `scanned_nets` in Equinox.
+"""Ports of nets of `scanned_nets` in Equinox.
 
 ``fault`` is the name of one thing that a port does otherwise; "" is the correct port.
 """
@@ -99,6 +99,45 @@ class ScannedStack(eqx.Module):
         return self.head(x)
 
 
+class Member(eqx.Module):
+    """The port of a member of `Ensemble`, for one row."""
+
+    up: eqx.nn.Linear
+    drop: eqx.nn.Dropout
+    down: eqx.nn.Linear
+
+    def __init__(self, key: jax.Array) -> None:
+        """Make the layers."""
+        of_up, of_down = jax.random.split(key)
+        self.up = eqx.nn.Linear(SIZE, HIDDEN, key=of_up)
+        self.drop = eqx.nn.Dropout(RATE)
+        self.down = eqx.nn.Linear(HIDDEN, SIZE, key=of_down)
+
+    def __call__(self, x: jax.Array, key: jax.Array) -> jax.Array:
+        """Map ``(SIZE,)`` to the same."""
+        of_drop, of_noise = jax.random.split(key)
+        hidden = self.down(self.drop(jax.nn.relu(self.up(x)), key=of_drop))
+        noise = replayed_draw("members.*", jax.random.normal(of_noise, x.shape))
+        return hidden + NOISE * noise.astype(x.dtype)
+
+
+class Ensemble(eqx.Module):
+    """The port of `Ensemble`, for one row: members that are one module."""
+
+    members: Member
+
+    def __init__(self) -> None:
+        """Make the members."""
+        keys = jax.random.split(jax.random.key(0), LAYERS)
+        self.members = eqx.filter_vmap(Member)(keys)
+
+    def __call__(self, x: jax.Array, key: jax.Array) -> jax.Array:
+        """Map ``(SIZE,)`` to the same."""
+        keys = jax.random.split(key, LAYERS)
+        call = eqx.filter_vmap(lambda member, key: member(x, key))
+        return call(self.members, keys).mean(0)
+
+
 Rows = Callable[[Any, jax.Array, jax.Array], jax.Array]
 """Calls a model for each row: it is given the model, the rows, and a key for each."""
 
@@ -122,12 +161,6 @@ def compiled(model: Any, x: jax.Array, keys: jax.Array) -> jax.Array:
 def one_key(model: Any, x: jax.Array, keys: jax.Array) -> jax.Array:
     """Call it with one key for all rows."""
     return jax.vmap(model, in_axes=(0, None))(x, keys[0])
-
-
-def in_half(model: Any, x: jax.Array, keys: jax.Array) -> jax.Array:
-    """Call it with weights that were cast, as mixed precision does."""
-    low = jax.tree.map(lambda w: w.astype(x.dtype) if eqx.is_array(w) else w, model)
-    return jax.vmap(low)(x, keys)
 
 
 def loss_of(
@@ -159,15 +192,21 @@ def parted(*, first: bool) -> Port:
     return port(arrays, loss_of(mapped, whole))
 
 
-PORTS: dict[str, Callable[[], Port]] = {
-    "list": lambda: port(Stack({}), loss_of(mapped)),
-    "compiled": lambda: port(Stack({}), loss_of(compiled)),
-    "cast": lambda: port(Stack({}), loss_of(in_half)),
-    "parted": lambda: parted(first=True),
-    "parted the other way": lambda: parted(first=False),
-    "scanned": lambda: port(ScannedStack(""), loss_of(mapped), stacked=["blocks"]),
+PORTS: dict[str, tuple[str, Callable[[], Port]]] = {
+    "list": ("stack", lambda: port(Stack({}), loss_of(mapped))),
+    "compiled": ("stack", lambda: port(Stack({}), loss_of(compiled))),
+    "parted": ("stack", lambda: parted(first=True)),
+    "parted the other way": ("stack", lambda: parted(first=False)),
+    "scanned": (
+        "stack",
+        lambda: port(ScannedStack(""), loss_of(mapped), stacked=["blocks"]),
+    ),
+    "ensemble": (
+        "ensemble",
+        lambda: port(Ensemble(), loss_of(mapped), stacked=["members"]),
+    ),
 }
-"""Correct ports by name."""
+"""By name which net is ported, and the function that makes the correct port."""
 
 FAULTS: dict[str, Callable[[], Port]] = {
     "eps": lambda: port(Stack({2: "eps"}), loss_of(mapped)),
@@ -178,4 +217,4 @@ FAULTS: dict[str, Callable[[], Port]] = {
         ScannedStack("gelu"), loss_of(mapped), stacked=["blocks"]
     ),
 }
-"""Ports with one fault, by its name."""
+"""Ports of the stack with one fault, by its name."""

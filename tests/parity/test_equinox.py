@@ -1,6 +1,7 @@
 """Ports in Equinox are compared by module, and keep what torch's dropouts did."""
 
 from dataclasses import replace
+from itertools import chain
 
 import pytest
 import torch
@@ -18,8 +19,16 @@ BLOCKS = [
     [f"blocks.{n}.{name}" for name in ("norm", "up", "drop", "down")]
     for n in range(LAYERS)
 ]
+MEMBERS = [
+    f"members.{n}.{name}" for n in range(LAYERS) for name in ("up", "drop", "down")
+]
+MODULES = {"stack": [*chain(*BLOCKS), "head"], "ensemble": MEMBERS}
 
-QUICK = {("compiled", torch.float64), ("scanned", torch.float32)}
+QUICK = {
+    ("compiled", torch.float64),
+    ("scanned", torch.float32),
+    ("ensemble", torch.float32),
+}
 
 
 @pytest.fixture(scope="module")
@@ -41,16 +50,17 @@ def recorded(tmp_path_factory):
     ],
 )
 def test_a_port_is_the_same_module_by_module(name, dtype, recorded):
-    report = verify(recorded("stack", dtype), PORTS[name]())
+    net, make = PORTS[name]
+    report = verify(recorded(net, dtype), make())
     report.raise_if_different()
     assert report.notes == ()
     names = [tensor.name for tensor in report.of_stage("activations")[0].tensors]
-    assert names == [*(name for block in BLOCKS for name in block), "head"]
+    assert names == MODULES[net]
 
 
 @pytest.mark.long
 def test_a_module_of_the_users_is_compared_once_its_layout_is_said(recorded):
-    port = replace(PORTS["list"](), layouts={"blocks.?": "same"})
+    port = replace(PORTS["list"][1](), layouts={"blocks.?": "same"})
     report = verify(recorded("stack"), port)
     report.raise_if_different()
     names = {tensor.name for tensor in report.of_stage("activations")[0].tensors}
@@ -86,7 +96,7 @@ def test_a_recording_of_jax_has_what_modules_return(tmp_path, recorded):
     batch = open_trace(recorded("stack"))[0].batch
     paths = [tmp_path / name for name in ("one", "other")]
     for path in paths:
-        with record_jax(path, PORTS["list"]()) as run:
+        with record_jax(path, PORTS["list"][1]()) as run:
             run.step(**batch)
     found = open_trace(paths[0])[0].activations
     expected = [
