@@ -2,6 +2,7 @@
 
 import re
 
+import equinox as eqx
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -9,8 +10,6 @@ import pytest
 import torch
 
 from jaxclip.convert import ConversionError, from_torch, mapping, to_torch
-
-eqx = pytest.importorskip("equinox")
 
 KEY = jax.random.key(0)
 ROUNDING = {"rtol": 1e-5, "atol": 1e-6}

@@ -1,17 +1,27 @@
 """Ports in Equinox are compared by module, and keep what torch's dropouts did."""
 
+from collections import OrderedDict
 from dataclasses import replace
 from itertools import chain
 
+import equinox as eqx
+import jax
+import jax.numpy as jnp
 import pytest
 import torch
 
-pytest.importorskip("equinox")
-
+from jaxclip.convert import ConversionError
 from jaxclip.parity import compare_traces, open_trace, record_jax, verify
 from tests.parity.equinox_nets import FAULTS, PORTS
 from tests.parity.recordings import recorded_once
-from tests.parity.scanned_nets import LAYERS, recording
+from tests.parity.scanned_nets import (
+    BATCH,
+    LAYERS,
+    SIZE,
+    port,
+    recording,
+    trained,
+)
 
 pytestmark = pytest.mark.usefixtures("quick_compilation")
 
@@ -105,3 +115,48 @@ def test_a_recording_of_jax_has_what_modules_return(tmp_path, recorded):
     assert [each.module for each in found] == [*expected, "head"]
     assert found[-1].type.endswith(".Linear")
     compare_traces(*paths).raise_if_different()
+
+
+class Normed(eqx.Module):
+    """A layer, and running statistics in a state."""
+
+    fc: eqx.nn.Linear
+    norm: eqx.nn.BatchNorm
+
+    def __init__(self):
+        """Make the layers."""
+        self.fc = eqx.nn.Linear(SIZE, SIZE, key=jax.random.key(0))
+        self.norm = eqx.nn.BatchNorm(SIZE, "rows", mode="batch")
+
+    def __call__(self, x, state):
+        """Map ``(SIZE,)`` to the same."""
+        return self.norm(self.fc(x), state)
+
+
+def test_what_keeps_a_state_is_compared_by_what_it_returns(tmp_path):
+    torch.manual_seed(0)
+    layers = {"fc": torch.nn.Linear(SIZE, SIZE), "norm": torch.nn.BatchNorm1d(SIZE)}
+    batches = [torch.randn(2, BATCH, SIZE) for _ in range(2)]
+    source = torch.nn.Sequential(OrderedDict(layers))
+    path = trained(tmp_path / "run.trace", source, batches)
+    model, state = eqx.nn.make_with_state(Normed)()
+
+    def loss_fn(model, batch):
+        dtype = batch["x"].dtype
+        own = jax.tree.map(
+            lambda kept: kept.astype(
+                dtype if jnp.issubdtype(kept.dtype, jnp.floating) else kept.dtype
+            ),
+            state,
+        )
+        rows = {"in_axes": (0, None), "out_axes": (0, None), "axis_name": "rows"}
+        outputs, _ = jax.vmap(model, **rows)(batch["x"], own)
+        return jnp.mean((outputs - batch["y"]) ** 2), outputs
+
+    ignore = ["*.running_mean", "*.running_var", "*.num_batches_tracked"]
+    report = verify(path, port(model, loss_fn, ignore=ignore))
+    report.raise_if_different()
+    names = [tensor.name for tensor in report.of_stage("activations")[0].tensors]
+    assert names == ["fc", "norm"]
+    with pytest.raises(ConversionError, match="keeps running statistics in a State"):
+        verify(path, port(model, loss_fn))

@@ -114,6 +114,13 @@ def _prelu(part: object, variables: Variables) -> Iterator[Link]:
     yield reshaped("weight", "negative_slope", shape or (1,), shape)
 
 
+_STATE = (
+    "Equinox keeps running statistics in a State, apart from the model: leave those of "
+    'the source out, ignore=["*.running_mean", "*.running_var", '
+    '"*.num_batches_tracked"], and put them there yourself.'
+)
+_RUNNING = ("running_mean", "running_var", "num_batches_tracked")
+
 _ONE_BIAS = (
     "Equinox's {} has one bias where torch's has bias_ih and bias_hh, which learn "
     "apart: leave both out (bias=False, use_bias=False), or use that of jaxclip.models."
@@ -129,6 +136,7 @@ RULES: dict[str, Rule] = {
     "Conv": Rule(_conv, layout=SAME),
     "ConvTranspose": Rule(_transposed_conv, layout=SAME),
     "MultiheadAttention": Rule(_attention, layout=SAME),
+    "BatchNorm": Rule(_own, layout=SAME, remedies=dict.fromkeys(_RUNNING, _STATE)),
     "PReLU": Rule(_prelu, layout=SAME),
     "Sequential": Rule(_own, hidden="layers", layout=SAME),
     "GRUCell": _cell("GRUCell"),

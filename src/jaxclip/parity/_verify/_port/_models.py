@@ -13,10 +13,7 @@ from flax import nnx
 from jaxclip.convert._targets.bare_trees import callables_in, is_bare
 from jaxclip.convert._targets.linen_calls import seen_in
 from jaxclip.parity._verify._random._drawn import Account
-from jaxclip.parity._verify._random._equinox_dropout import (
-    is_dropout,
-    replayed_equinox,
-)
+from jaxclip.parity._verify._random._equinox_dropout import replayed_equinox
 from jaxclip.parity._verify._random._flax_dropout import replayed_linen, replayed_nnx
 from jaxclip.parity._verify._random._replay import Replay
 from jaxclip.parity._verify._tracing._calls import Calls
@@ -27,6 +24,7 @@ from jaxclip.parity._verify._tracing._capture import (
     captured_nnx,
     class_name,
 )
+from jaxclip.parity._verify._tracing._equinox import is_dropout
 from jaxclip.parity._verify._tracing._paths import named
 from jaxclip.parity._verify._tracing._tree_modules import captured_tree
 

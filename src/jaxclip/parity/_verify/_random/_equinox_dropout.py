@@ -1,7 +1,6 @@
 """Equinox's own dropout, which keeps what torch's did."""
 
 import contextlib
-import sys
 from collections.abc import Callable, Iterator
 from functools import wraps
 from typing import Any
@@ -9,14 +8,9 @@ from typing import Any
 import jax
 
 from jaxclip.parity._verify._random._replay import Replay
+from jaxclip.parity._verify._tracing._equinox import is_dropout
 from jaxclip.parity._verify._tracing._inside import asked
 from jaxclip.parity._verify._tracing._tree_modules import Around, Known
-
-
-def is_dropout(part: object) -> bool:
-    """Say whether a part of a tree is a dropout of Equinox's, if that is imported."""
-    equinox = sys.modules.get("equinox")
-    return equinox is not None and isinstance(part, equinox.nn.Dropout)
 
 
 def replayed_equinox(replay: Replay) -> Around:

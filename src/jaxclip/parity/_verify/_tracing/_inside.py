@@ -63,14 +63,21 @@ def _primitive(name: str) -> Primitive:
         return made.bind(*primals, **said), [*tangents]
 
     def batched(leaves: Any, axes: Any, *, mapped: Maps, **said: Any) -> Any:
-        own = zip(leaves, axes, strict=True)
-        size = next(leaf.shape[axis] for leaf, axis in own if axis is not None)
-        first = [_first(*each, size) for each in zip(leaves, axes, strict=True)]
-        left: list[int | None] = [0] * len(first)
+        each = [*zip(leaves, axes, strict=True)]
+        size = next(leaf.shape[axis] for leaf, axis in each if axis is not None)
+        # All of a module's outputs are marked for all that is mapped; a parameter that
+        # is not is to be known as what it is.
+        first = [_first(leaf, axis, size) for leaf, axis in each]
         if said["anchored"] and axes[-1] is None:
-            # A parameter that is not mapped over is to be known as what it is.
-            first[-1], left[-1] = leaves[-1], None
-        return made.bind(*first, mapped=(size, *mapped), **said), left
+            first[-1] = leaves[-1]
+        found = made.bind(*first, mapped=(size, *mapped), **said)
+        # What is the same for all is handed on as such.
+        same = [axis is None for axis in axes]
+        handed = [
+            leaf if whole else own
+            for leaf, own, whole in zip(leaves, found, same, strict=True)
+        ]
+        return handed, [None if whole else 0 for whole in same]
 
     ad.primitive_jvps[made] = jvp
     batching.primitive_batchers[made] = batched

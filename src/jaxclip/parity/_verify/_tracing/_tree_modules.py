@@ -15,6 +15,7 @@ import jax.numpy as jnp
 
 from jaxclip.convert._targets.bare_trees import children_of
 from jaxclip.convert._targets.tree import Path, tree_path
+from jaxclip.parity._verify._tracing._equinox import is_state
 from jaxclip.parity._verify._tracing._inside import Anchor, marked
 
 
@@ -59,6 +60,9 @@ class TreeModules:
             output = self._around(module, known, method)
         finally:
             self._running.pop()
+        match output:
+            case (returned, state) if is_state(state):
+                return marked(known.name, returned, known.parameter), state
         return marked(known.name, output, known.parameter)
 
     def _known(self, module: object) -> Known | None:
