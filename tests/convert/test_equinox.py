@@ -9,7 +9,15 @@ import numpy as np
 import pytest
 import torch
 
-from jaxclip.convert import ConversionError, from_torch, mapping, to_torch
+from jaxclip.convert import (
+    ConversionError,
+    Link,
+    from_torch,
+    mapping,
+    register,
+    to_torch,
+)
+from jaxclip.convert._rules import registry
 
 KEY = jax.random.key(0)
 ROUNDING = {"rtol": 1e-5, "atol": 1e-6}
@@ -182,3 +190,32 @@ def test_the_map_pairs_modules_and_says_how_equinoxs_own_lie(parted):
         "block.layers.0": ("Linear", "same"),
         "block.layers.1": ("Own", None),
     }
+
+
+class Affine(eqx.Module):
+    """A layer that scales and shifts, where torch keeps both in one tensor."""
+
+    scale: jax.Array
+    shift: jax.Array
+
+    def __call__(self, x):
+        """Map ``(N,)`` to the same."""
+        return x * self.scale + self.shift
+
+
+def test_a_class_of_the_users_may_have_a_rule(monkeypatch):
+    monkeypatch.setattr(registry, "RULES", {**registry.RULES})
+    link = Link(
+        ("weight",),
+        ("scale", "shift"),
+        lambda weight: tuple(weight),
+        lambda *both: (np.stack(both),),
+    )
+    register(Affine, lambda layer, variables: [link], layout="same")
+    model = {"affine": Affine(jnp.zeros(2), jnp.zeros(2))}
+    source = {"affine.weight": torch.tensor([[2.0, 3], [0, 1]])}
+    made = from_torch(model, source)
+    np.testing.assert_array_equal(made["affine"](jnp.ones(2)), [2, 4])
+    assert torch.equal(to_torch(made)["affine.weight"], source["affine.weight"])
+    [pair] = mapping(model).modules
+    assert (pair.kind, pair.layout) == ("Affine", "same")

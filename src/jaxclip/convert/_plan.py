@@ -10,7 +10,6 @@ import numpy as np
 
 from jaxclip.convert._errors import ConversionError
 from jaxclip.convert._modules import ModulePair, in_layers, joined
-from jaxclip.convert._rules.layouts import Layout
 from jaxclip.convert._rules.links import Arrays, Link, Rule, same
 from jaxclip.convert._rules.registry import (
     call_of,
@@ -266,24 +265,19 @@ def _pair(node: Node, prefix: str) -> Iterator[ModulePair]:
     if node.callee is None and call_of(type(node.module)) is None:
         return
     path, origin = ".".join(node.path), ".".join(node.origin)
+    callee = node.callee
+    layout = output_layout(node.module) if callee is None else callee.layout
     yield ModulePair(
         torch=prefix,
         flax=path,
         kind=_kind(node),
-        layout=_layout(node),
+        layout=layout,
         alias_of=None if path == origin else origin,
     )
 
 
 def _rule_of(node: Node) -> Rule | None:
     return find_rule(type(node.module)) if node.callee is None else node.callee.rule
-
-
-def _layout(node: Node) -> Layout | None:
-    if node.callee is None:
-        return output_layout(node.module)
-    layout = node.callee.rule.layout
-    return None if callable(layout) else layout
 
 
 def _links(node: Node, rule: Rule) -> list[Link]:

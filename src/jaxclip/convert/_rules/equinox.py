@@ -4,27 +4,26 @@ They lie as torch's do, but for a few. What a user derives from them does, too.
 """
 
 from collections.abc import Iterator
-from dataclasses import replace
 from typing import Any
 
 import numpy as np
 
 from jaxclip.convert._errors import ConversionError
-from jaxclip.convert._rules.layouts import SAME
+from jaxclip.convert._rules.layouts import SAME, Layout
 from jaxclip.convert._rules.links import Arrays, Link, Rule, Variables, reshaped, same
 
 
 def rule_of(part: object) -> Rule:
-    """Return the rule for a part of a tree that can be called.
+    """Return the rule for a part of a tree that can be called."""
+    ancestors = filter(_is_of_equinox, type(part).__mro__)
+    names = (ancestor.__qualname__ for ancestor in ancestors)
+    return next((RULES[name] for name in names if name in RULES), Rule(_own))
 
-    Where the type has a ``__call__`` of its own, its output may be anything.
-    """
-    kind = type(part)
-    ancestors = [each for each in kind.__mro__ if _is_of_equinox(each)]
-    found = (RULES[a.__qualname__] for a in ancestors if a.__qualname__ in RULES)
-    rule = next(found, Rule(_own, layout=SAME))
-    caller = next(each for each in kind.__mro__ if "__call__" in vars(each))
-    return rule if _is_of_equinox(caller) else replace(rule, layout=None)
+
+def layout_of(part: object) -> Layout | None:
+    """Say how its output lies: as torch's, if its ``__call__`` is Equinox's."""
+    caller = next(each for each in type(part).__mro__ if "__call__" in vars(each))
+    return SAME if _is_of_equinox(caller) else None
 
 
 def _is_of_equinox(kind: type) -> bool:
@@ -129,16 +128,16 @@ _ONE_BIAS = (
 
 def _cell(name: str) -> Rule:
     remedy = _ONE_BIAS.format(name)
-    return Rule(_own, layout=SAME, remedies={"bias_ih": remedy, "bias_hh": remedy})
+    return Rule(_own, remedies={"bias_ih": remedy, "bias_hh": remedy})
 
 
 RULES: dict[str, Rule] = {
-    "Conv": Rule(_conv, layout=SAME),
-    "ConvTranspose": Rule(_transposed_conv, layout=SAME),
-    "MultiheadAttention": Rule(_attention, layout=SAME),
-    "BatchNorm": Rule(_own, layout=SAME, remedies=dict.fromkeys(_RUNNING, _STATE)),
-    "PReLU": Rule(_prelu, layout=SAME),
-    "Sequential": Rule(_own, hidden="layers", layout=SAME),
+    "Conv": Rule(_conv),
+    "ConvTranspose": Rule(_transposed_conv),
+    "MultiheadAttention": Rule(_attention),
+    "BatchNorm": Rule(_own, remedies=dict.fromkeys(_RUNNING, _STATE)),
+    "PReLU": Rule(_prelu),
+    "Sequential": Rule(_own, hidden="layers"),
     "GRUCell": _cell("GRUCell"),
     "LSTMCell": _cell("LSTMCell"),
 }

@@ -17,6 +17,7 @@ from jaxclip.convert._rules import (
     containers,
     conv,
     dense,
+    equinox,
     mirrors,
     norms,
     parametrized,
@@ -24,7 +25,7 @@ from jaxclip.convert._rules import (
 )
 from jaxclip.convert._rules.layouts import Layout, checked
 from jaxclip.convert._rules.links import Links, Output, Rule
-from jaxclip.convert._targets.tree import is_flax
+from jaxclip.convert._targets.tree import Callee, is_flax
 
 L = TypeVar("L", bound=Links)
 
@@ -74,14 +75,14 @@ def register(
     layout: Output = None,
     remedies: Mapping[str, str] | None = None,
 ) -> Any:
-    """Say how a type of Flax module corresponds to a torch module.
+    """Say how a type of module corresponds to a torch module.
 
     The rule holds for the type and for those derived from it, wherever they are in a
     model. A module of your own whose variables bear torch's names and lie as torch's
     do needs no rule. A later rule for a type takes the place of an earlier one.
 
     Args:
-        module_type: A class of NNX or of Linen modules.
+        module_type: A class of modules of NNX, of Linen or of Equinox.
         links: A function that takes a module and its own variables by name (of each
             the ``shape`` and ``dtype`` are known), and yields a ``Link`` for each
             tensor of the torch module. If left out, ``register`` is a decorator of
@@ -99,7 +100,7 @@ def register(
         ``links``, or the decorator.
 
     Raises:
-        TypeError: If ``module_type`` is no class of Flax modules, or ``links`` is no
+        TypeError: If ``module_type`` is no class of modules, or ``links`` is no
             function.
         ValueError: If ``layout`` is none.
 
@@ -145,10 +146,14 @@ def register(
         >>> module.apply(variables, np.ones(3, "f"))
         Array([ 6., 15.], dtype=float32)
     """
-    if not (isinstance(module_type, type) and issubclass(module_type, _MODULES)):
+    is_module = isinstance(module_type, type) and (
+        issubclass(module_type, _MODULES) or call_of(module_type) is not None
+    )
+    if not is_module:
         raise TypeError(
             f"module_type is {module_type!r}; it must be a class derived from "
-            "flax.nnx.Module or flax.linen.Module."
+            "flax.nnx.Module or flax.linen.Module, or one with a __call__ that JAX "
+            "knows for a tree, as one derived from equinox.Module is."
         )
     if not (hidden is None or isinstance(hidden, str)):
         raise TypeError(f"hidden is {hidden!r}; it must be the name of an attribute.")
@@ -179,6 +184,14 @@ def find_rule(module_type: type) -> Rule | None:
     return None
 
 
+def callee_of(part: object) -> Callee:
+    """Say what a part of a tree is that can be called, and is no module of Flax."""
+    rule = find_rule(type(part))
+    if rule is None:
+        return Callee(part, equinox.rule_of(part), equinox.layout_of(part))
+    return Callee(part, rule, output_layout(part))
+
+
 def output_layout(module: object) -> Layout | None:
     """Return how the output of a module lies, if its type says so.
 
@@ -200,6 +213,8 @@ def output_layout(module: object) -> Layout | None:
             return None
         if isinstance(said, _MODULES):
             return output_layout(said)
+        if callable(said):
+            return callee_of(said).layout
         return checked(said, f"the layout of {type(module).__qualname__}")
     return None
 

@@ -14,7 +14,7 @@ import numpy as np
 from flax import linen as nn
 from flax import nnx
 
-from jaxclip.convert._rules import equinox
+from jaxclip.convert._rules.registry import callee_of
 from jaxclip.convert._targets.tree import Callee, Leaf, Node, Path, Target, tree_path
 
 _OF_FLAX = (nn.Module, nnx.Pytree, nnx.GraphDef, nnx.State)
@@ -104,10 +104,7 @@ def bare_target(tree: Any) -> Target:
             lambda keys, leaf: values.get(tree_path(keys), leaf), tree
         )
 
-    called = {
-        path: Callee(part, equinox.rule_of(part))
-        for path, part in callables_in(tree).items()
-    }
+    called = {path: callee_of(part) for path, part in callables_in(tree).items()}
     return Target(_node((), leaves, called), leaves, filled)
 
 

@@ -6,6 +6,7 @@ from typing import Any, NamedTuple
 
 import jax
 
+from jaxclip.convert._rules.layouts import Layout
 from jaxclip.convert._rules.links import Rule
 
 Path = tuple[str, ...]
@@ -37,10 +38,12 @@ class Callee(NamedTuple):
     Attributes:
         part: What is called.
         rule: How it corresponds to a torch module.
+        layout: How what it returns lies, if that is known.
     """
 
     part: object
     rule: Rule
+    layout: Layout | None
 
 
 @dataclass(frozen=True)
