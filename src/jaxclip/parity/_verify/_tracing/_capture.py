@@ -1,6 +1,6 @@
 """What the modules of a model return, kept while the model is called."""
 
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from functools import wraps
 from typing import Any
@@ -10,6 +10,7 @@ from flax import linen, nnx
 from jaxclip.parity._verify._tracing._calls import Calls, Inside
 from jaxclip.parity._verify._tracing._inside import marked, trace
 from jaxclip.parity._verify._tracing._paths import path_of
+from jaxclip.parity._verify._tracing._wrapping import wrapped
 
 METHODS = ("__call__", "attend")
 """What returns an activation: an embedding is an output layer by its second method."""
@@ -83,19 +84,9 @@ def captured_nnx(model: nnx.Module) -> Iterator[Captured]:
 
         return wrapper
 
-    kept = [
-        (owner, name, vars(owner)[name])
-        for owner in _owners(type(module) for _, module in nnx.iter_modules(model))
-        for name in METHODS
-        if name in vars(owner)
-    ]
-    for owner, name, method in kept:
-        setattr(owner, name, wrap(name, method))
-    try:
+    types = {type(module) for _, module in nnx.iter_modules(model)}
+    with wrapped(types, METHODS, wrap):
         yield captured
-    finally:
-        for owner, name, method in kept:
-            setattr(owner, name, method)
 
 
 class CapturedLinen(Captured):
@@ -139,13 +130,3 @@ def captured_linen() -> Iterator[CapturedLinen]:
 def class_name(thing: object) -> str:
     """Return the name of a thing's class, with the module that defines it."""
     return f"{type(thing).__module__}.{type(thing).__qualname__}"
-
-
-def _owners(types: Iterable[type]) -> set[type]:
-    """Return the classes that may define the methods of modules of some types."""
-    return {
-        owner
-        for each in types
-        for owner in each.__mro__
-        if issubclass(owner, nnx.Module)
-    }

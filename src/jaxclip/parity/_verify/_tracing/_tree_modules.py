@@ -17,6 +17,7 @@ from jaxclip.convert._targets.bare_trees import children_of
 from jaxclip.convert._targets.tree import Path, tree_path
 from jaxclip.parity._verify._tracing._equinox import is_state
 from jaxclip.parity._verify._tracing._inside import Anchor, marked
+from jaxclip.parity._verify._tracing._wrapping import Method, wrapped
 
 
 class Known(NamedTuple):
@@ -101,21 +102,12 @@ def captured_tree(types: Iterable[type], around: Around) -> Iterator[None]:
     """
     modules = TreeModules(around)
 
-    def wrap(method: Callable[..., Any]) -> Callable[..., Any]:
+    def wrap(_: str, method: Method) -> Method:
         @wraps(method)
         def wrapper(self: object, *args: Any, **options: Any) -> Any:
             return modules.call(self, lambda: method(self, *args, **options))
 
         return wrapper
 
-    owners = {
-        owner for each in types for owner in each.__mro__ if "__call__" in vars(owner)
-    }
-    kept = [(owner, vars(owner)["__call__"]) for owner in owners]
-    for owner, method in kept:
-        setattr(owner, "__call__", wrap(method))  # noqa: B010
-    try:
+    with wrapped(types, ("__call__",), wrap):
         yield
-    finally:
-        for owner, method in kept:
-            setattr(owner, "__call__", method)  # noqa: B010
