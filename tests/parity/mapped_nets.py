@@ -19,22 +19,15 @@ from tests.parity.scanned_nets import (
     RATE,
     SIZE,
     LinenStack,
+    ScannedLoop,
     plain_loss,
     plain_tree,
     port,
 )
 
 
-class RowByRow(nnx.Module):
-    """The port of `Loop`, for one row after another; its steps are a scan."""
-
-    def __init__(self, fault: str = "", *, rngs: nnx.Rngs) -> None:
-        """Make the layers."""
-        self.fault = fault
-        self.ih = nnx.Linear(SIZE, HIDDEN, rngs=rngs)
-        self.hh = nnx.Linear(HIDDEN, HIDDEN, rngs=rngs)
-        self.drop = nnx.Dropout(RATE, rngs=rngs)
-        self.head = nnx.Linear(HIDDEN, SIZE, rngs=rngs)
+class RowByRow(ScannedLoop):
+    """The port of `Loop`, for one row after another."""
 
     def __call__(self, x: jax.Array) -> jax.Array:
         """Map ``(B, T, SIZE)`` to ``(B, SIZE)``."""

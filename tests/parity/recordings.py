@@ -1,12 +1,13 @@
 """Recorded runs of the models of the test suite, and their ports."""
 
-from collections.abc import Callable
+from collections.abc import Callable, Container, Iterable
 from functools import cache
 from typing import Any
 
 import jax.numpy as jnp
 import numpy as np
 import optax
+import pytest
 import torch
 from torch.nn import functional as F
 
@@ -44,6 +45,37 @@ def recorded_once(folders: Any, recording: Callable[..., Any]) -> Callable[..., 
         return recording(folders.mktemp("trace") / "run.trace", net, dtype=dtype)
 
     return lambda net, dtype=torch.float32: kept(net, dtype)
+
+
+def in_each_dtype(names: Iterable[str], quick: Container[Any]) -> list[Any]:
+    """Return a test case for each name and dtype.
+
+    Args:
+        names: The names.
+        quick: Those that are no long test, as pairs of name and dtype.
+    """
+    dtypes = torch.float32, torch.float64
+    return quick_or_long([(n, dtype) for n in names for dtype in dtypes], quick)
+
+
+def quick_or_long(
+    cases: Iterable[tuple[Any, ...]], quick: Container[Any], ids: int = 2
+) -> list[Any]:
+    """Return test cases.
+
+    Args:
+        cases: Their arguments.
+        quick: Those that are no long test, by as many arguments as name them.
+        ids: By how many of its first arguments a case is named.
+    """
+    return [
+        pytest.param(
+            *case,
+            marks=[] if case[:ids] in quick else [pytest.mark.long],
+            id="-".join(map(str, case[:ids])),
+        )
+        for case in cases
+    ]
 
 
 class AsModule(torch.nn.Module):

@@ -13,7 +13,7 @@ import torch
 from jaxclip.convert import ConversionError
 from jaxclip.parity import compare_traces, open_trace, record_jax, verify
 from tests.parity.equinox_nets import FAULTS, PORTS
-from tests.parity.recordings import recorded_once
+from tests.parity.recordings import in_each_dtype, quick_or_long, recorded_once
 from tests.parity.scanned_nets import (
     BATCH,
     LAYERS,
@@ -49,15 +49,7 @@ def recorded(tmp_path_factory):
 
 @pytest.mark.parametrize(
     ("name", "dtype"),
-    [
-        pytest.param(
-            *(name, dtype),
-            marks=[] if (name, dtype) in QUICK else [pytest.mark.long],
-            id=f"{name}-{dtype}",
-        )
-        for name in PORTS
-        for dtype in (torch.float32, torch.float64)
-    ],
+    in_each_dtype(PORTS, QUICK),
 )
 def test_a_port_is_the_same_module_by_module(name, dtype, recorded):
     net, make = PORTS[name]
@@ -88,12 +80,7 @@ EXPECTED = [
 
 @pytest.mark.parametrize(
     ("fault", "module", "words"),
-    [
-        pytest.param(
-            *each, marks=[] if each[0] == "eps" else [pytest.mark.long], id=each[0]
-        )
-        for each in EXPECTED
-    ],
+    quick_or_long(EXPECTED, {("eps",)}, ids=1),
 )
 def test_a_fault_is_found_in_its_module(fault, module, words, recorded):
     report = verify(recorded("stack"), FAULTS[fault]())

@@ -21,7 +21,7 @@ from jaxclip.parity import (
     verify,
 )
 from jaxclip.parity._verify._random._dropouts import _of_all_layers
-from tests.parity.recordings import recorded_once
+from tests.parity.recordings import in_each_dtype, quick_or_long, recorded_once
 from tests.parity.scanned_nets import (
     BATCH,
     GROUPS,
@@ -43,8 +43,6 @@ from tests.parity.scanned_nets import (
 
 pytestmark = pytest.mark.usefixtures("quick_compilation")
 
-DTYPES = torch.float32, torch.float64
-
 
 @pytest.fixture(scope="module")
 def recorded(tmp_path_factory):
@@ -57,15 +55,7 @@ QUICK = {("linen", torch.float32), ("loop", torch.float64)}
 
 @pytest.mark.parametrize(
     ("name", "dtype"),
-    [
-        pytest.param(
-            *(name, dtype),
-            marks=[] if (name, dtype) in QUICK else [pytest.mark.long],
-            id=f"{name}-{dtype}",
-        )
-        for name in PORTS
-        for dtype in DTYPES
-    ],
+    in_each_dtype(PORTS, QUICK),
 )
 def test_a_port_that_scans_is_the_same(name, dtype, recorded):
     net, make = PORTS[name]
@@ -120,19 +110,10 @@ FAULTS = [
     ("loop", "forwards", "activations", "ih", "more than noise"),
 ]
 
-QUICK_FAULTS = {("nnx", "off")}
-
 
 @pytest.mark.parametrize(
     ("name", "fault", "stage", "module", "words"),
-    [
-        pytest.param(
-            *each,
-            marks=[] if each[:2] in QUICK_FAULTS else [pytest.mark.long],
-            id=f"{each[0]}-{each[1]}",
-        )
-        for each in FAULTS
-    ],
+    quick_or_long(FAULTS, {("nnx", "off")}),
 )
 def test_a_fault_in_a_scan_is_found_in_its_layer(
     name, fault, stage, module, words, recorded

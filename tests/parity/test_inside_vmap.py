@@ -9,7 +9,7 @@ from flax import nnx
 
 from jaxclip.parity import verify
 from tests.parity.mapped_nets import PORTS
-from tests.parity.recordings import recorded_once
+from tests.parity.recordings import in_each_dtype, quick_or_long, recorded_once
 from tests.parity.scanned_nets import (
     BATCH,
     LAYERS,
@@ -61,15 +61,7 @@ QUICK = {("nnx", torch.float32), ("plain", torch.float64), ("ensemble", torch.fl
 
 @pytest.mark.parametrize(
     ("name", "dtype"),
-    [
-        pytest.param(
-            *(name, dtype),
-            marks=[] if (name, dtype) in QUICK else [pytest.mark.long],
-            id=f"{name}-{dtype}",
-        )
-        for name in PORTS
-        for dtype in (torch.float32, torch.float64)
-    ],
+    in_each_dtype(PORTS, QUICK),
 )
 def test_a_port_that_maps_is_the_same(name, dtype, recorded):
     net, make = PORTS[name]
@@ -118,14 +110,7 @@ FAULTS = [
 
 @pytest.mark.parametrize(
     ("name", "fault", "stage", "module", "words"),
-    [
-        pytest.param(
-            *each,
-            marks=[] if each[:2] == ("plain", "one key") else [pytest.mark.long],
-            id=f"{each[0]}-{each[1]}",
-        )
-        for each in FAULTS
-    ],
+    quick_or_long(FAULTS, {("plain", "one key")}),
 )
 def test_a_fault_in_what_is_mapped_is_found_in_its_place(
     name, fault, stage, module, words, recorded

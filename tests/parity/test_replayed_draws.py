@@ -22,7 +22,7 @@ from jaxclip.parity import (
 from jaxclip.parity._verify._random._drawn import Drawn
 from jaxclip.parity._verify._random._replay import Replay
 from tests.parity.drawn_nets import BATCH, LR, NETS, SIZE, port, recording
-from tests.parity.recordings import recorded_once
+from tests.parity.recordings import in_each_dtype, recorded_once
 
 pytestmark = pytest.mark.usefixtures("quick_compilation")
 
@@ -41,15 +41,7 @@ QUICK = {
 
 @pytest.mark.parametrize(
     ("net", "dtype"),
-    [
-        pytest.param(
-            *(net, dtype),
-            marks=[] if (net, dtype) in QUICK else [pytest.mark.long],
-            id=f"{net}-{dtype}",
-        )
-        for net in NETS
-        for dtype in (torch.float32, torch.float64)
-    ],
+    in_each_dtype(NETS, QUICK),
 )
 def test_a_port_that_draws_is_the_same(net, dtype, recorded):
     path = recorded(net, dtype)

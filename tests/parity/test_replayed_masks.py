@@ -24,7 +24,7 @@ from tests.parity.dropped_nets import (
     port,
     recording,
 )
-from tests.parity.recordings import recorded_once
+from tests.parity.recordings import in_each_dtype, recorded_once
 
 pytestmark = pytest.mark.usefixtures("quick_compilation")
 
@@ -45,15 +45,7 @@ QUICK = {("linen", torch.float32)}
 
 @pytest.mark.parametrize(
     ("name", "dtype"),
-    [
-        pytest.param(
-            *(name, dtype),
-            marks=[] if (name, dtype) in QUICK else [pytest.mark.long],
-            id=f"{name}-{dtype}",
-        )
-        for name in PORTS
-        for dtype in (torch.float32, torch.float64)
-    ],
+    in_each_dtype(PORTS, QUICK),
 )
 def test_a_port_with_dropout_is_the_same(name, dtype, recorded):
     net, own = PORTS[name]()
