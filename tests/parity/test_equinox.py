@@ -1,7 +1,7 @@
 """Ports in Equinox are compared by module, and keep what torch's dropouts did."""
 
 from collections import OrderedDict
-from dataclasses import replace
+from dataclasses import dataclass, replace
 from itertools import chain
 
 import equinox as eqx
@@ -147,3 +147,42 @@ def test_what_keeps_a_state_is_compared_by_what_it_returns(tmp_path):
     assert names == ["fc", "norm"]
     with pytest.raises(ConversionError, match="keeps running statistics in a State"):
         verify(path, port(model, loss_fn))
+
+
+@jax.tree_util.register_dataclass
+@dataclass
+class Dense:
+    """A layer of a class that is no module of any library."""
+
+    weight: jax.Array
+    bias: jax.Array
+
+    def __call__(self, x):
+        """Map ``(B, SIZE)`` to the same."""
+        return x @ self.weight.T + self.bias
+
+
+def test_whatever_can_be_called_in_a_tree_is_seen(tmp_path):
+    torch.manual_seed(0)
+    layers = {name: torch.nn.Linear(SIZE, SIZE) for name in ("fc", "head")}
+    source = torch.nn.Sequential(
+        OrderedDict(fc=layers["fc"], relu=torch.nn.ReLU(), head=layers["head"])
+    )
+    path = trained(tmp_path / "run.trace", source, [torch.randn(2, BATCH, SIZE)])
+
+    def loss_fn(model, batch):
+        outputs = model["head"](jax.nn.relu(model["fc"](batch["x"])))
+        return jnp.mean((outputs - batch["y"]) ** 2), outputs
+
+    model = {name: Dense(jnp.zeros((SIZE, SIZE)), jnp.zeros(SIZE)) for name in layers}
+    report = verify(path, port(model, loss_fn))
+    report.raise_if_different()
+    said = "how its output lies is not known: say it in layouts"
+    reasons = {left.name.split(" ")[0]: left.reason for _, left in report.not_compared}
+    assert reasons["fc"] == reasons["head"] == said
+    report = verify(path, port(model, loss_fn, layouts={"*": "same"}))
+    report.raise_if_different()
+    names = [tensor.name for tensor in report.of_stage("activations")[0].tensors]
+    assert names == ["fc", "head"]
+    # Its class is as it was.
+    assert not hasattr(Dense.__call__, "__wrapped__")

@@ -27,9 +27,11 @@ def replayed_mask(module: str | None, keep: Any, *, layout: Layout = SAME) -> An
             ``"blocks.*.drop"``.
         keep: What the port drew: booleans, of the shape of what is dropped, or of
             length 1 along the axes along which a draw is for all, as torch's
-            ``Dropout2d`` has it.
+            ``Dropout2d`` has it. Inside of ``jax.vmap`` it is that of one row, drawn
+            with a key of its own.
         layout: How ``keep`` lies, if not as in torch: ``"channels_last"`` or another
-            of the words that ``WeightMap.with_layouts`` takes.
+            of the words that ``WeightMap.with_layouts`` takes; inside of ``jax.vmap``
+            with the rows in front.
 
     Returns:
         Booleans of the shape of ``keep``.
@@ -73,9 +75,11 @@ def replayed_draw(module: str | None, drawn: Any, *, layout: Layout = SAME) -> A
         module: The path of the torch module in whose ``forward`` the numbers were
             drawn, ``""`` for the model itself; None if the loop drew them. In the body
             of a scan over layers ``*`` stands for the number of the layer.
-        drawn: What the port drew.
+        drawn: What the port drew; inside of ``jax.vmap`` for one row, with a key of
+            its own.
         layout: How ``drawn`` lies, if not as in torch: ``"channels_last"`` or another
-            of the words that ``WeightMap.with_layouts`` takes.
+            of the words that ``WeightMap.with_layouts`` takes; inside of ``jax.vmap``
+            with the rows in front.
 
     Returns:
         Numbers of the shape and the dtype of ``drawn``.
