@@ -262,7 +262,7 @@ def _stacked_entries(
 
 def _pair(node: Node, prefix: str) -> Iterator[ModulePair]:
     """Pair a module with torch's of that name, if it returns something."""
-    if node.callee is None and call_of(type(node.module)) is None:
+    if call_of(type(node.part)) is None:
         return
     path, origin = ".".join(node.path), ".".join(node.origin)
     callee = node.callee
@@ -284,8 +284,7 @@ def _links(node: Node, rule: Rule) -> list[Link]:
     # What is in a module of a tree is no other's to see.
     seen = node.leaves if node.callee is None else node.beneath()
     variables = {name: leaf.value for name, leaf in seen.items()}
-    module = node.module if node.callee is None else node.callee.part
-    links = list(rule.links(module, variables))
+    links = list(rule.links(node.part, variables))
     for link in links:
         if not isinstance(link, Link):
             raise TypeError(f"the rule for {_kind(node)} yields {link!r}, not a Link.")
@@ -310,8 +309,7 @@ def _unlinked(node: Node, linked: Collection[str]) -> Iterator[str]:
 
 
 def _kind(node: Node) -> str:
-    part = node.module if node.callee is None else node.callee.part
-    return type(part).__qualname__
+    return type(node.part).__qualname__
 
 
 def _listed(leaves: Mapping[str, Leaf]) -> str:

@@ -73,6 +73,11 @@ class Node:
     unseen: Mapping[str, Leaf] = field(default_factory=dict)
     callee: Callee | None = None
 
+    @property
+    def part(self) -> object:
+        """What the node is: a module of Flax, or what else can be called."""
+        return self.module if self.callee is None else self.callee.part
+
     def beneath(self) -> dict[str, Leaf]:
         """Return every leaf in this module, by its name as seen from here."""
         inner = {

@@ -9,7 +9,7 @@ import jax
 
 from jaxclip.parity._verify._random._replay import Replay
 from jaxclip.parity._verify._tracing._equinox import is_dropout
-from jaxclip.parity._verify._tracing._inside import asked
+from jaxclip.parity._verify._tracing._inside import Question, asked
 from jaxclip.parity._verify._tracing._tree_modules import Around, Known
 
 
@@ -19,21 +19,22 @@ def replayed_equinox(replay: Replay) -> Around:
     def around(module: object, known: Known, method: Callable[[], Any]) -> Any:
         if not is_dropout(module) or not replay.has_dropouts:
             return method()
-        with _asking(replay, known):
+        with _asking(known):
             return method()
 
     return around
 
 
 @contextlib.contextmanager
-def _asking(replay: Replay, known: Known) -> Iterator[None]:
+def _asking(known: Known) -> Iterator[None]:
     """Let ``jax.random.bernoulli``, by which a dropout draws, ask for torch's draw."""
     drawn = jax.random.bernoulli
 
     @wraps(drawn)
     def bernoulli(*args: Any, **options: Any) -> Any:
         keep = drawn(*args, **options)
-        question = replay.question_of_tree(known.name, keep.shape)
+        # Its path is known afterwards.
+        question = Question("dropout", known.name, keep.shape)
         return asked(question, keep, known.parameter)
 
     jax.random.bernoulli = bernoulli

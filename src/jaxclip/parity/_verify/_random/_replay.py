@@ -27,7 +27,7 @@ from jaxclip.parity._verify._random._drawn import (
     times,
 )
 from jaxclip.parity._verify._tracing._calls import around
-from jaxclip.parity._verify._tracing._inside import Anchor, Kind, Question, trace
+from jaxclip.parity._verify._tracing._inside import Kind, Question, trace
 
 ACTIVE: ContextVar["Replay | None"] = ContextVar("replay", default=None)
 """What the handles of a port find, while it is verified."""
@@ -102,10 +102,6 @@ class Replay:
         layers = bool(around(path, self.stacks))
         question = Question("dropout", path, shape)
         return self._waiting_for(question, self._origins_of(path), layers=layers)
-
-    def question_of_tree(self, name: Anchor, shape: tuple[int, ...]) -> Question:
-        """Return what a dropout in a tree is to ask, whose path is known afterwards."""
-        return Question("dropout", name, shape)
 
     @property
     def has_dropouts(self) -> bool:
