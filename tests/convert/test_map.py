@@ -15,8 +15,8 @@ from hypothesis import strategies as st
 
 from jaxclip import models
 from jaxclip.convert import ConversionError, WeightMap, from_torch, mapping, to_torch
-from jaxclip.convert._map.pieces import View
 from jaxclip.convert._rules.links import Link, Rule, same
+from jaxclip.convert._rules.pieces import View
 from jaxclip.convert._rules.registry import RULES
 from jaxclip.models import linen
 from torchref.my_linear import my_net

@@ -11,6 +11,7 @@ import numpy as np
 from jaxclip.convert._errors import ConversionError
 from jaxclip.convert._modules import ModulePair, in_layers, joined
 from jaxclip.convert._rules.links import Arrays, Link, Rule, same
+from jaxclip.convert._rules.pieces import Piece, pieces
 from jaxclip.convert._rules.registry import (
     call_of,
     find_rule,
@@ -45,6 +46,12 @@ class Entry:
         tensors = self.to_torch(*empty)
         shapes = (jax.ShapeDtypeStruct(t.shape, t.dtype) for t in tensors)
         return dict(zip(self.names, shapes, strict=True))
+
+    @cached_property
+    def pieces(self) -> list[Piece] | None:
+        """What the link does in pieces; None if it computes one from the other."""
+        torch = [spec.shape for spec in self.expected.values()]
+        return pieces(self.link, torch, [leaf.value.shape for leaf in self.leaves])
 
     def to_flax(self, *tensors: np.ndarray) -> Arrays:
         """Make the variables' values from the tensors'."""

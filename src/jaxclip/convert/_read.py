@@ -1,14 +1,16 @@
 """Reading the values of a model's variables out of a source, one after another."""
 
 from collections.abc import Callable, Iterable, Mapping
+from typing import TypeVar
 
-import jax
 import numpy as np
 
 from jaxclip._arrays import to_numpy
 from jaxclip.convert._errors import ConversionError
 from jaxclip.convert._plan import Entry
 from jaxclip.convert._targets.tree import Leaf, Path
+
+A = TypeVar("A")
 
 _CHUNK = 1 << 20
 """How many elements are compared at a time, so that comparing takes little memory."""
@@ -17,24 +19,24 @@ _CHUNK = 1 << 20
 def read(
     entries: Iterable[Entry],
     tensors: Mapping[str, object],
-    place: Callable[[Leaf, np.ndarray], jax.Array],
+    place: Callable[[Leaf, np.ndarray], A],
     *,
     finite: bool = False,
     on_read: Callable[[int], None] | None = None,
-) -> tuple[dict[Path, jax.Array], list[str]]:
+) -> tuple[dict[Path, A], list[str]]:
     """Read the variables of entries of which all tensors fit.
 
     Args:
         entries: The entries; those for the same variables stand side by side.
         tensors: The tensors by the names in ``entries``.
-        place: Makes a variable's array, a copy, from what may be a view of a tensor.
+        place: Makes a variable's array from what may be a view of a tensor.
         finite: Whether a NaN or an infinity is a problem.
         on_read: Is called after each entry with the bytes that it took.
 
     Returns:
         The arrays, and the problems.
     """
-    arrays: dict[Path, jax.Array] = {}
+    arrays: dict[Path, A] = {}
     first: dict[Path, Entry] = {}
     problems: list[str] = []
     last: dict[Path, np.ndarray] = {}

@@ -47,6 +47,8 @@ def sizes(parts: Iterable[Sequence[Array]], count: int) -> list[Size]:
     measured = [[(l2(x), peak(x)) for x in part] for part in parts]
     if not measured:
         return [Size()] * count
+    if len(measured) == 1:
+        return [Size(*found) for found in measured[0]]
     return [
         Size(math.hypot(*norms), float(np.max(peaks)))
         for norms, peaks in (

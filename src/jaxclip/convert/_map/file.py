@@ -12,11 +12,11 @@ import numpy as np
 
 from jaxclip._files import write_whole
 from jaxclip.convert._errors import ConversionError, Shape
-from jaxclip.convert._map.pieces import Piece, View, link_of, pieces, uncovered_by
 from jaxclip.convert._modules import ModulePair
 from jaxclip.convert._plan import Entry
 from jaxclip.convert._rules.layouts import Layout, checked
 from jaxclip.convert._rules.links import Link, narrowed
+from jaxclip.convert._rules.pieces import Piece, View, link_of, uncovered_by
 from jaxclip.convert._targets.tree import Leaf
 
 _FORMAT = "jaxclip.convert map, version 2"
@@ -112,7 +112,7 @@ def _said(entry: Entry) -> dict[str, Any]:
         if any(value.size != 1 for value in values):
             raise ConversionError([_unsayable(entry)])
         return {**said, "values": [value.item() for value in values]}
-    found = pieces(entry)
+    found = entry.pieces
     if found is None:
         raise ConversionError([_unsayable(entry)])
     said["flax"] = [

@@ -3,9 +3,9 @@
 from collections.abc import Iterator, Sequence
 from itertools import permutations
 
-from jaxclip.convert._map.pieces import Piece, contiguous, pieces
 from jaxclip.convert._modules import ModulePair
 from jaxclip.convert._plan import Entry
+from jaxclip.convert._rules.pieces import Piece, contiguous
 
 _WHOLE = "(the model)"
 
@@ -62,7 +62,7 @@ def layout(entry: Entry) -> str:
     """Say in a word or two what a link does."""
     if not entry.leaves:
         return "constant"
-    found = pieces(entry)
+    found = entry.pieces
     if found is None:
         return "computed"
     if len(entry.names) == len(entry.leaves) == 1 and len(found) <= 1:

@@ -1,12 +1,13 @@
 """The map between torch's names and a Flax model's variables."""
 
 import os
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass, replace
 from pathlib import Path as FilePath
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, TypeVar
 
 import jax
+import numpy as np
 
 from jaxclip._arrays import to_numpy
 from jaxclip.convert._arrays import to_jax, to_tensor
@@ -24,6 +25,8 @@ from jaxclip.convert._targets.tree import Leaf, Path, nested, tree_path
 
 if TYPE_CHECKING:
     import torch
+
+A = TypeVar("A")
 
 
 @dataclass(frozen=True)
@@ -78,16 +81,7 @@ class WeightMap:
             >>> weights.to_flax(grads)["kernel"].shape
             (3, 1)
         """
-        named = {name: Tensor(name, value) for name, value in tensors.items()}
-        found = match(self.entries, named, Dtypes(checked=False))
-        if found.problems:
-            raise ConversionError(found.problems)
-        arrays, problems = read(
-            found.entries, tensors, lambda leaf, array: to_jax(array)
-        )
-        if problems:
-            raise ConversionError(problems)
-        return nested(arrays) if like is None else self._replaced(like, arrays)
+        return laid_out(self, tensors, like, lambda leaf, array: to_jax(array))
 
     def to_torch(self, tree: Any) -> "dict[str, torch.Tensor]":
         """Lay a tree of arrays out as torch's tensors are.
@@ -291,28 +285,56 @@ class WeightMap:
     def _leaves(self) -> dict[Path, Leaf]:
         return {leaf.path: leaf for entry in self.entries for leaf in entry.leaves}
 
-    def _replaced(self, like: Any, arrays: Mapping[Path, jax.Array]) -> Any:
-        leaves, structure = _flattened(like)
-        paths = [tree_path(path) for path, leaf in leaves if not is_no_weight(leaf)]
-        problems = [
-            *(
-                f"like has {Leaf(path, None)}, which is not in the mapping."
-                for path in paths
-                if path not in arrays
-            ),
-            *(
-                f"like lacks {Leaf(path, None)}, which is in the mapping."
-                for path in arrays
-                if path not in paths
-            ),
-        ]
-        if problems:
-            raise ConversionError(problems)
-        fresh = (
-            leaf if is_no_weight(leaf) else arrays[tree_path(path)]
-            for path, leaf in leaves
-        )
-        return jax.tree_util.tree_unflatten(structure, fresh)
+
+def laid_out(
+    weights: WeightMap,
+    tensors: Mapping[str, object],
+    like: Any,
+    place: Callable[[Leaf, np.ndarray], A],
+) -> Any:
+    """Lay tensors out as ``WeightMap.to_flax`` does, in arrays of any kind.
+
+    Args:
+        weights: The map.
+        tensors: As ``to_flax`` takes them.
+        like: The same.
+        place: Makes a variable's array from what may be a view of a tensor.
+
+    Raises:
+        ConversionError: As ``to_flax`` raises it.
+    """
+    named = {name: Tensor(name, value) for name, value in tensors.items()}
+    found = match(weights.entries, named, Dtypes(checked=False))
+    if found.problems:
+        raise ConversionError(found.problems)
+    arrays, problems = read(found.entries, tensors, place)
+    if problems:
+        raise ConversionError(problems)
+    return nested(arrays) if like is None else _replaced(like, arrays)
+
+
+def _replaced(like: Any, arrays: Mapping[Path, Any]) -> Any:
+    """Return a tree with other arrays in the place of weights."""
+    leaves, structure = _flattened(like)
+    paths = [tree_path(path) for path, leaf in leaves if not is_no_weight(leaf)]
+    problems = [
+        *(
+            f"like has {Leaf(path, None)}, which is not in the mapping."
+            for path in paths
+            if path not in arrays
+        ),
+        *(
+            f"like lacks {Leaf(path, None)}, which is in the mapping."
+            for path in arrays
+            if path not in paths
+        ),
+    ]
+    if problems:
+        raise ConversionError(problems)
+    fresh = (
+        leaf if is_no_weight(leaf) else arrays[tree_path(path)] for path, leaf in leaves
+    )
+    return jax.tree_util.tree_unflatten(structure, fresh)
 
 
 def _flattened(tree: Any) -> tuple[list[tuple[Any, Any]], Any]:

@@ -1,6 +1,6 @@
 """What torch keeps, put into the states of a transformation."""
 
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from typing import Any
 
 import jax
@@ -23,6 +23,11 @@ Kept = Mapping[str, Mapping[str, Any]]
 """What torch keeps, by the parameter's name and by what torch calls it."""
 
 
+def placed(array: np.ndarray, old: Any) -> jax.Array:
+    """Copy an array to where the one is that it replaces, in its dtype."""
+    return to_jax(array, like=old, dtype=old.dtype)
+
+
 class Filling:
     """Puts what torch keeps into states.
 
@@ -31,6 +36,7 @@ class Filling:
         kept: What torch keeps of each parameter.
         count: The number of updates so far; None if nothing says it.
         plateau: What a ReduceLROnPlateau keeps; nothing if there is none.
+        place: Makes a state's array from a NumPy array, and the one that it replaces.
     """
 
     def __init__(
@@ -39,12 +45,14 @@ class Filling:
         kept: Kept,
         count: int | None,
         plateau: Mapping[str, Any],
+        place: Callable[[np.ndarray, Any], Any] = placed,
     ) -> None:
         """Take note of what is to be used up."""
         self.layout = layout
         self.kept = kept
         self._count = count
         self._plateau = plateau
+        self._place = place
         self._plateaus = 0
         self._used: set[tuple[str, str]] = set()
         self._missing: dict[str, list[str]] = {}
@@ -192,7 +200,7 @@ class Filling:
                 f"make the state of {wide} parameters."
             )
             return old
-        return to_jax(array, like=old, dtype=old.dtype)
+        return self._place(array, old)
 
     def _vector(self, old: Any, key: str, paths: list[Path]) -> Any:
         values = []
@@ -209,7 +217,7 @@ class Filling:
                 self.layout.problem(_apart(entry, key))
             values.append(given.pop() if given else before)
         # Without an entry there is a problem, and no state.
-        return to_jax(np.asarray(values, old.dtype), like=old)
+        return self._place(np.asarray(values), old)
 
     def _step(self, path: Path) -> int:
         """Return how many steps a variable has taken."""

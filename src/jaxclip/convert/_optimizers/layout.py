@@ -3,7 +3,6 @@
 from collections.abc import Collection, Mapping
 from dataclasses import dataclass, field
 
-from jaxclip.convert._map.pieces import pieces
 from jaxclip.convert._map.weight_map import WeightMap
 from jaxclip.convert._plan import Entry
 from jaxclip.convert._targets.tree import Leaf, Path
@@ -22,7 +21,6 @@ class Layout:
     entries: Mapping[Path, Entry]
     names: Collection[str]
     problems: list[str] = field(default_factory=list)
-    _elementwise: dict[Entry, bool] = field(default_factory=dict)
 
     @classmethod
     def of(cls, weights: WeightMap, names: Collection[str]) -> "Layout":
@@ -59,7 +57,7 @@ class Layout:
                 "optax.set_to_zero() for it."
             )
             return None
-        if not self._moves(entry):
+        if entry.pieces is None:
             self.problem(
                 f"{entry} and {', '.join(map(repr, entry.names))}: their rule computes "
                 "one from the other, as where two biases are added, and does not only "
@@ -91,8 +89,3 @@ class Layout:
         """Add a problem, if it is a new one."""
         if problem not in self.problems:
             self.problems.append(problem)
-
-    def _moves(self, entry: Entry) -> bool:
-        if entry not in self._elementwise:
-            self._elementwise[entry] = pieces(entry) is not None
-        return self._elementwise[entry]

@@ -11,20 +11,22 @@ from typing import Any, NamedTuple
 
 import jax
 import numpy as np
-import optax
 
 from jaxclip import convert
 from jaxclip._arrays import to_numpy
 from jaxclip.convert import ConversionError, ModulePair, WeightMap
+from jaxclip.convert._arrays import to_jax
 from jaxclip.convert._errors import Shape
 from jaxclip.convert._map import activations as outputs
-from jaxclip.convert._map.pieces import pieces
+from jaxclip.convert._map.weight_map import laid_out
 from jaxclip.convert._modules import without_layers
 from jaxclip.convert._optimizers.collecting import Collecting
+from jaxclip.convert._optimizers.filling import Filling
+from jaxclip.convert._optimizers.held import replaced, strangers
 from jaxclip.convert._optimizers.layout import Layout
 from jaxclip.convert._rules import layouts
-from jaxclip.convert._targets.tree import tree_path
-from jaxclip.parity._arrays import unfilled
+from jaxclip.convert._targets.tree import Leaf, tree_path
+from jaxclip.parity._arrays import is_float, unfilled
 from jaxclip.parity._trace._records import Run
 from jaxclip.parity._trace._step import Step
 from jaxclip.parity._verify._port._models import Model
@@ -96,12 +98,13 @@ class Alignment:
         self._optimized = [n for group in run.groups for n in group if n in self._known]
         self._aliases, self._frozen = run.tied, run.frozen
         self._adamax = run.optimizer.rpartition(".")[2] == "Adamax"
-        trained = self.weights.parameters()
-        self._trained = {name for entry in trained.entries for name in entry.names}
+        self._parameters = self.weights.parameters()
+        trained = self._parameters.entries
+        self._trained = {name for entry in trained for name in entry.names}
         self._computed = {
             name
             for entry in self.weights.entries
-            if not entry.leaves or pieces(entry) is None
+            if not entry.leaves or entry.pieces is None
             for name in entry.names
         }
         self.untied = _untied(self.weights, run)
@@ -126,7 +129,7 @@ class Alignment:
         for name, others in self._aliases.items():
             tensors |= {other: tensors[name] for other in others if name in tensors}
         known = {name: tensors[name] for name in tensors if name in self._known}
-        return self.weights.to_flax(known, like=self._model.variables)
+        return laid_out(self.weights, known, self._model.variables, _given)
 
     def opt_state(
         self, state: State, fresh: Any, params: Any, count: int, cast: Cast
@@ -135,23 +138,18 @@ class Alignment:
         state = self._without_frozen(state, fresh, params)
         kept = {
             # A count of steps is no number that rounds.
-            number: {
+            name: {
                 key: array if key == "step" else cast(array)
                 for key, array in state[name].items()
             }
-            for number, name in enumerate(self._optimized)
+            for name in self._optimized
             if name in state
         }
-        numbers = [*range(len(self._optimized))]
-        return convert.opt_state_from_torch(
-            {"state": kept, "param_groups": [{"params": numbers}]},
-            None,
-            optax.GradientTransformation(lambda params: fresh, optax.identity().update),
-            params=params,
-            mapping=self.weights,
-            param_names=self._optimized,
-            count=count,
-        )
+        filling = Filling(self._layout(), kept, count, {}, _in_dtype)
+        made = replaced(fresh, filling.state, filling.count, adamax=self._adamax)
+        if problems := [*strangers(fresh), *filling.problems()]:
+            raise ConversionError(problems)
+        return made
 
     def _without_frozen(self, state: State, fresh: Any, params: Any) -> State:
         """Leave out what torch keeps of frozen parameters, and the port does not.
@@ -172,14 +170,16 @@ class Alignment:
     def kept(self, opt_state: Any, clip_state: Any, params: Any) -> dict[str, Array]:
         """Return what a state keeps of each parameter, by ``"name/key"``."""
         del clip_state, params
-        layout = Layout.of(self.weights.parameters(), self._optimized)
-        found = Collecting(layout, opt_state, adamax=self._adamax)
+        found = Collecting(self._layout(), opt_state, adamax=self._adamax)
         return {
             f"{name}/{key}": np.asarray(value)
             for name, own in found.kept.items()
             for key, value in own.items()
             if value is not None and not (key == "step" and name in found.uncounted)
         }
+
+    def _layout(self) -> Layout:
+        return Layout.of(self._parameters, self._optimized)
 
     def params(self, tree: Any) -> dict[str, Array]:
         """Return a tree like the parameters by torch's names."""
@@ -208,7 +208,7 @@ class Alignment:
                 merged |= {o: cast(arrays[name]) for o in others if o in merged}
         prefix = self._model.prefix
         values: dict[tuple[str, ...], Array] = {}
-        for entry in self.weights.parameters().entries:
+        for entry in self._parameters.entries:
             if all(name in merged for name in entry.names):
                 made = entry.to_flax(*(merged[name] for name in entry.names))
                 values |= zip((leaf.path for leaf in entry.leaves), made, strict=True)
@@ -224,7 +224,7 @@ class Alignment:
         known = {*names, *itertools.chain.from_iterable(aliases)} - self._computed
         emptied = {
             leaf.path
-            for entry in self.weights.parameters().entries
+            for entry in self._parameters.entries
             if {*entry.names} <= known
             for leaf in entry.leaves
         }
@@ -313,6 +313,18 @@ class Alignment:
             lambda array, each: layouts.to_torch(to_numpy(array), each), value, layout
         )
         return dict(flat(laid))
+
+
+def _given(leaf: Leaf, array: Array) -> Any:
+    """Return an array for a compiled function, which takes floats of NumPy as fast."""
+    del leaf
+    # Without x64, JAX would make int32 of NumPy's int64, but not of its own.
+    return array if is_float(array) else to_jax(array)
+
+
+def _in_dtype(array: Array, old: Any) -> Array:
+    """Return the array of a state, in the dtype of that which it replaces."""
+    return array.astype(old.dtype, copy=False)
 
 
 def _of_first(pair: ModulePair) -> ModulePair:

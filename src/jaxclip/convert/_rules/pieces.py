@@ -13,7 +13,6 @@ import numpy as np
 from numpy.lib.stride_tricks import as_strided
 
 from jaxclip.convert._errors import Shape
-from jaxclip.convert._plan import Entry
 from jaxclip.convert._rules.links import Arrays, Link
 
 
@@ -60,23 +59,28 @@ class Piece:
         return Piece(shape, torch, flax)
 
 
-def pieces(entry: Entry) -> list[Piece] | None:
+def pieces(
+    link: Link, torch: Sequence[Shape], flax: Sequence[Shape]
+) -> list[Piece] | None:
     """Say what a link does in pieces, if it only moves elements about.
 
     The link is called with arrays of zeros, which take no memory as long as nobody
     writes into them, and what it returns is looked at: a view says by its strides
     where its elements come from. A link that copies is called with the numbers of
     the elements.
+
+    Args:
+        link: The link.
+        torch: The shapes of its tensors.
+        flax: Those of its variables.
     """
-    torch = [spec.shape for spec in entry.expected.values()]
-    flax = [leaf.value.shape for leaf in entry.leaves]
-    if found := _of_views(entry.link.to_torch, flax):
+    if found := _of_views(link.to_torch, flax):
         made = [Piece(shape, torch=own, flax=other) for shape, own, other in found]
-    elif found := _of_views(entry.link.to_flax, torch):
+    elif found := _of_views(link.to_flax, torch):
         made = [Piece(shape, torch=other, flax=own) for shape, own, other in found]
-    elif found := _of_numbers(entry.link.to_flax, torch):
+    elif found := _of_numbers(link.to_flax, torch):
         made = [Piece(shape, torch=other, flax=own) for shape, own, other in found]
-        if not _agree(made, entry, torch, flax):
+        if not _agree(made, link, torch, flax):
             return None
     else:
         return [] if _empty(torch) and _empty(flax) else None
@@ -140,7 +144,7 @@ _Found = tuple[Shape, View, View]
 """The shape of a piece, the view of what a function returned, and of what it took."""
 
 
-def _of_views(function: _Function, shapes: list[Shape]) -> list[_Found] | None:
+def _of_views(function: _Function, shapes: Sequence[Shape]) -> list[_Found] | None:
     """Describe what a function returns, if that is views."""
     given = [np.zeros(shape, np.uint8) for shape in shapes]
     found = []
@@ -158,7 +162,7 @@ def _of_views(function: _Function, shapes: list[Shape]) -> list[_Found] | None:
     return found
 
 
-def _of_numbers(function: _Function, shapes: list[Shape]) -> list[_Found] | None:
+def _of_numbers(function: _Function, shapes: Sequence[Shape]) -> list[_Found] | None:
     """Describe what a function returns by where it puts numbered elements."""
     ends = np.cumsum([math.prod(shape) for shape in shapes])
     given = [
@@ -202,14 +206,14 @@ def _digits(numbers: np.ndarray) -> tuple[Shape, Shape]:
 
 
 def _agree(
-    pieces: list[Piece], entry: Entry, torch: list[Shape], flax: list[Shape]
+    pieces: list[Piece], link: Link, torch: Sequence[Shape], flax: Sequence[Shape]
 ) -> bool:
     """Try the pieces on other numbers, in both directions."""
     rng = np.random.default_rng(0)
     said = link_of(pieces, torch, flax)
     for function, same, shapes in (
-        (entry.link.to_flax, said.to_flax, torch),
-        (entry.link.to_torch, said.to_torch, flax),
+        (link.to_flax, said.to_flax, torch),
+        (link.to_torch, said.to_torch, flax),
     ):
         # Of 32 bits, as a link may refuse what a variable of int32 cannot hold.
         given = [rng.integers(-(1 << 31), 1 << 31, size=shape) for shape in shapes]
