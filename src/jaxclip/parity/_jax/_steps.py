@@ -20,7 +20,7 @@ from jaxclip.parity._jax._names import (
 from jaxclip.parity._jax._training import Taken, Training, Variables, in_order
 from jaxclip.parity._trace._options import Options
 from jaxclip.parity._trace._records import Call, Event, StepRecord
-from jaxclip.parity._verify._alignment._alignment import flat
+from jaxclip.parity._verify._alignment._places import flat
 
 Makers = Mapping[str, Callable[[], Arrays]]
 """By stage, what makes its arrays: nothing is copied that is not kept."""

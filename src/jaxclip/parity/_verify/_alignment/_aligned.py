@@ -7,7 +7,7 @@ import numpy as np
 
 from jaxclip.convert._errors import Shape
 from jaxclip.parity._trace._step import Step
-from jaxclip.parity._verify._alignment._alignment import Place
+from jaxclip.parity._verify._alignment._places import Place
 from jaxclip.parity._verify._random._dropouts import Dropouts
 from jaxclip.parity._verify._tracing._calls import Calls
 

@@ -5,67 +5,37 @@ recording, and which the user of torch sees.
 """
 
 import itertools
-from collections.abc import Callable, Collection, Iterable, Iterator, Mapping
-from dataclasses import replace
-from typing import Any, NamedTuple
+from collections.abc import Callable, Collection, Mapping
+from typing import Any
 
 import jax
 import numpy as np
 
 from jaxclip import convert
 from jaxclip._arrays import to_numpy
-from jaxclip.convert import ConversionError, ModulePair, WeightMap
+from jaxclip.convert import ConversionError, WeightMap
 from jaxclip.convert._arrays import to_jax
 from jaxclip.convert._errors import Shape
-from jaxclip.convert._map import activations as outputs
 from jaxclip.convert._map.weight_map import laid_out
-from jaxclip.convert._modules import without_layers
 from jaxclip.convert._optimizers.collecting import Collecting
 from jaxclip.convert._optimizers.filling import Filling
 from jaxclip.convert._optimizers.held import replaced, strangers
 from jaxclip.convert._optimizers.layout import Layout
-from jaxclip.convert._rules import layouts
 from jaxclip.convert._targets.tree import Leaf, tree_path
 from jaxclip.parity._arrays import is_float, unfilled
 from jaxclip.parity._trace._records import Run
 from jaxclip.parity._trace._step import Step
+from jaxclip.parity._verify._alignment._places import Place
+from jaxclip.parity._verify._alignment._returned import Returned
 from jaxclip.parity._verify._port._models import Model
 from jaxclip.parity._verify._port._port import Port
 from jaxclip.parity._verify._random._dropouts import Dropouts
-from jaxclip.parity._verify._tracing._calls import Calls, Mapped, plain, unrolled
+from jaxclip.parity._verify._tracing._calls import Calls
 
 Array = np.ndarray[Any, Any]
 Arrays = Mapping[str, Array]
 Cast = Callable[[Array], Array]
 State = Mapping[str, Mapping[str, Any]]
-
-
-FIRST = "0"
-"""The first part of a tuple. Of what torch's attention and recurrent nets return,
-Flax's own return that alone."""
-
-
-HIDDEN = "called where nobody can look, as inside of lax.cond"
-"""Why a module has no activations that could be compared."""
-
-
-class Place(NamedTuple):
-    """Where an array of activations comes from: ``Call``, without the type."""
-
-    module: str
-    call: int
-    output: str
-
-    def __str__(self) -> str:
-        """Name the module, and the call and the part if there are several."""
-        call = f", call {self.call}" if self.call else ""
-        part = f", output {self.output}" if self.output else ""
-        return f"{self.module}{call}{part}"
-
-
-def output_name(call: int, place: str) -> str:
-    """Name a part of what the model returned, and the call if it is a later one."""
-    return (place or "output") + (f", call {call}" if call else "")
 
 
 class Alignment:
@@ -108,6 +78,7 @@ class Alignment:
             for name in entry.names
         }
         self.untied = _untied(self.weights, run)
+        self._returned = Returned(self.weights.modules, self.dropouts)
 
     def unknown(self, name: str) -> str:
         """Say why a tensor of the recording is not compared, or nothing."""
@@ -246,73 +217,15 @@ class Alignment:
             found |= zip(entry.names, entry.to_torch(*arrays), strict=True)
         return found
 
-    # What modules return.
-
     def activations(
         self, calls: Calls, recorded: Mapping[Place, Shape]
     ) -> tuple[dict[Place, Array], dict[str, str]]:
-        """Return what modules returned as torch's did.
-
-        Args:
-            calls: What Flax's returned.
-            recorded: The shapes of the recorded activations, in order.
-
-        Returns:
-            The arrays, and for each torch module that has none the reason.
-        """
-        calls, hidden = unrolled(calls, self.dropouts.stacks)
-        both = *self.weights.modules, *self.dropouts.pairs(calls)
-        pairs = {pair.torch: pair for pair in both}
-        shared = _shared_out(pairs, calls, recorded)
-        arrays: dict[Place, Array] = {}
-        reasons: dict[str, str] = {}
-        for module in dict.fromkeys(place.module for place in recorded):
-            reason = self._reason(pairs.get(module), shared.get(module), hidden)
-            if reason:
-                reasons[module] = reason
-                continue
-            for call, output in enumerate(shared[module]):
-                first = Place(module, call, FIRST)
-                returned = plain(output)
-                alone = first in recorded and jax.tree_util.all_leaves([returned])
-                pair = _of_first(pairs[module]) if alone else pairs[module]
-                try:
-                    laid = outputs.to_torch(
-                        {pair.flax: pair}, {pair.flax: returned}, np.asarray
-                    )[module]
-                except ConversionError as error:
-                    reasons[module] = "; ".join(error.problems)
-                    break
-                for part, array in flat(laid):
-                    place = first if alone else Place(module, call, part)
-                    if isinstance(output, Mapped):
-                        array = output.like(array, recorded.get(place))
-                    arrays[place] = array
-        return arrays, reasons
-
-    def _reason(
-        self, pair: ModulePair | None, calls: list[Any] | None, hidden: set[str]
-    ) -> str:
-        if pair is None and not self.weights.modules:
-            return "the port is a tree of parameters, which has no modules"
-        if pair is None:
-            return "not paired with a module of the port: say it in layouts"
-        if without_layers(pair.flax) in hidden:
-            return HIDDEN
-        if calls is None:
-            return f"the port calls {pair.flax!r} nowhere, or another number of times"
-        if pair.layout is None:
-            return "how its output lies is not known: say it in layouts"
-        return ""
+        """Return what modules returned, and why that of others is not there."""
+        return self._returned.activations(calls, recorded)
 
     def outputs(self, value: Any) -> dict[str, Array]:
         """Return the outputs of the model as torch's, each by its place."""
-        known = {pair.torch: pair.layout for pair in self.weights.modules}
-        layout = known.get("") or layouts.SAME
-        laid = layouts.apply(
-            lambda array, each: layouts.to_torch(to_numpy(array), each), value, layout
-        )
-        return dict(flat(laid))
+        return self._returned.outputs(value)
 
 
 def _given(leaf: Leaf, array: Array) -> Any:
@@ -325,18 +238,6 @@ def _given(leaf: Leaf, array: Array) -> Any:
 def _in_dtype(array: Array, old: Any) -> Array:
     """Return the array of a state, in the dtype of that which it replaces."""
     return array.astype(old.dtype, copy=False)
-
-
-def _of_first(pair: ModulePair) -> ModulePair:
-    """Return a pair of which Flax's returns the first part alone."""
-    return replace(pair, layout=pair.layout and layouts.first(pair.layout))
-
-
-def flat(value: Any) -> Iterator[tuple[str, Array]]:
-    """Yield the arrays of an output, with their places in it."""
-    for path, leaf in jax.tree_util.tree_leaves_with_path(value):
-        keys = (jax.tree_util.keystr((key,), simple=True) for key in path)
-        yield ".".join(keys), np.asarray(to_numpy(leaf))
 
 
 def _mapping(model: Model, port: Port, run: Run, step: Step) -> WeightMap:
@@ -377,25 +278,3 @@ def _untied(weights: WeightMap, run: Run) -> list[tuple[str, ...]]:
         if len({variables[each] for each in names}) > 1:
             found.append(names)
     return found
-
-
-def _shared_out(
-    pairs: Mapping[str, ModulePair], calls: Calls, order: Iterable[Place]
-) -> dict[str, list[Any]]:
-    """Share the calls of a module out to the torch modules that it is.
-
-    Flax lists a module that is reached by several names (a tied embedding) under one
-    of them; torch calls each of them, in an order that is the same.
-    """
-    by_origin: dict[str, list[str]] = {}
-    for module, _ in dict.fromkeys((place.module, place.call) for place in order):
-        if module in pairs:
-            pair = pairs[module]
-            origin = pair.flax if pair.alias_of is None else pair.alias_of
-            by_origin.setdefault(origin, []).append(module)
-    shared: dict[str, list[Any]] = {}
-    for origin, modules in by_origin.items():
-        if len(modules) == len(calls.get(origin, [])):
-            for module, output in zip(modules, calls[origin], strict=True):
-                shared.setdefault(module, []).append(output)
-    return shared

@@ -24,7 +24,7 @@ from jaxclip.parity._jax._names import (
 )
 from jaxclip.parity._trace._step import Step
 from jaxclip.parity._verify._alignment._aligned import Array, Arrays, Cast, State
-from jaxclip.parity._verify._alignment._alignment import HIDDEN, Place, flat
+from jaxclip.parity._verify._alignment._places import HIDDEN, Place, flat
 from jaxclip.parity._verify._port._models import Model, NNXModel
 from jaxclip.parity._verify._port._port import Port
 from jaxclip.parity._verify._random._dropouts import Dropouts

@@ -18,7 +18,7 @@ from jaxclip import ClipState
 from jaxclip.convert import ConversionError
 from jaxclip.parity._trace._step import Step
 from jaxclip.parity._verify._alignment._aligned import Aligned
-from jaxclip.parity._verify._alignment._alignment import Place, output_name
+from jaxclip.parity._verify._alignment._places import Place, output_name
 from jaxclip.parity._verify._compute._known import arrays_in, digested, found_in
 from jaxclip.parity._verify._compute._precision import change_of, coarsest, is_coarse
 from jaxclip.parity._verify._compute._recorded import (

@@ -12,7 +12,7 @@ import numpy as np
 from jaxclip.parity._arrays import Array, widened
 from jaxclip.parity._trace._digest import Digest, digest
 from jaxclip.parity._trace._step import Step
-from jaxclip.parity._verify._alignment._alignment import output_name
+from jaxclip.parity._verify._alignment._places import output_name
 
 
 @dataclass(frozen=True)

@@ -8,7 +8,7 @@ from typing import Any, Generic, TypeVar
 import numpy as np
 
 from jaxclip.parity._trace._step import Step
-from jaxclip.parity._verify._alignment._alignment import Place
+from jaxclip.parity._verify._alignment._places import Place
 from jaxclip.parity._verify._compute._errors import Error, errors_of
 from jaxclip.parity._verify._compute._known import digested, output_digests
 from jaxclip.parity._verify._random._drawn import Remark

@@ -7,7 +7,7 @@ from typing import Any
 
 import numpy as np
 
-from jaxclip.parity._verify._alignment._alignment import Place
+from jaxclip.parity._verify._alignment._places import Place
 from jaxclip.parity._verify._compute._known import Known, outputs_in, read
 from jaxclip.parity._verify._compute._recorded import total_loss
 from jaxclip.parity._verify._compute._sides import Called

@@ -10,7 +10,7 @@ import numpy as np
 from jaxclip.parity._arrays import Array, widened
 from jaxclip.parity._trace._records import Run
 from jaxclip.parity._trace._step import Step
-from jaxclip.parity._verify._alignment._alignment import Place
+from jaxclip.parity._verify._alignment._places import Place
 from jaxclip.parity._verify._compute._bench import Bench
 from jaxclip.parity._verify._compute._errors import Error
 from jaxclip.parity._verify._compute._known import Known, outputs_in

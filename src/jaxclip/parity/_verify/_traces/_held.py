@@ -9,7 +9,7 @@ import numpy as np
 from jaxclip.convert._names import Rename, target_names
 from jaxclip.parity._trace._digest import Digest
 from jaxclip.parity._trace._step import Step
-from jaxclip.parity._verify._alignment._alignment import Place
+from jaxclip.parity._verify._alignment._places import Place
 from jaxclip.parity._verify._report._results import BATCH
 
 Array = np.ndarray[Any, Any]

@@ -11,7 +11,7 @@ from jaxclip.parity._arrays import is_float
 from jaxclip.parity._trace._digest import Digest
 from jaxclip.parity._trace._records import OUTSIDE, Run
 from jaxclip.parity._trace._step import Step
-from jaxclip.parity._verify._alignment._alignment import output_name
+from jaxclip.parity._verify._alignment._places import output_name
 from jaxclip.parity._verify._judge._judging import refused
 from jaxclip.parity._verify._judge._rules import Rule
 from jaxclip.parity._verify._judge._samples import Sample
