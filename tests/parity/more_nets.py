@@ -13,6 +13,7 @@ from torch.nn import functional as F
 
 from jaxclip import models
 from tests.parity import small_nets
+from tests.parity.mapped_net import Attending, AttendingPort
 from tests.parity.sampled_net import Sampled, SampledPort
 from tests.parity.small_nets import (
     BATCH,
@@ -307,6 +308,7 @@ NETS = small_nets.NETS | {
     "pools": Net(Pools, PoolsPort),
     "wide": Net(Wide, WidePort),
     "sampled": Net(Sampled, SampledPort, stacked=("blocks",)),
+    "mapped": Net(Attending, AttendingPort),
 }
 """All nets."""
 
@@ -327,6 +329,7 @@ def batches(net: str, steps: int, dtype: torch.dtype, seed: int = 0) -> list[Any
         "small": (FEATURES,),
         "sampled": (FEATURES,),
         "sequences": (LENGTH, FEATURES),
+        "mapped": (LENGTH, FEATURES),
     }
     inputs = rng.normal(size=(steps, BATCH, *shapes.get(net, (CHANNELS, SIZE, SIZE))))
     targets = rng.normal(size=(steps, BATCH, WIDTH if net == "wide" else 2))

@@ -165,6 +165,11 @@ MUTATIONS = [
         *("activations", "blocks.0.norm", "sampled"),
         long=True,
     ),
+    # Equinox, row by row.
+    Mutation("one key for all rows", "activations", "drop", "mapped", long=True),
+    Mutation("dropout left out", "activations", "drop", "mapped", long=True),
+    Mutation("eps of Equinox's LayerNorm", "activations", "norm", "mapped", long=True),
+    Mutation("mask forgotten", "activations", "attention", "mapped", long=True),
     # The loss, and what is differentiated.
     Mutation("sum for mean", "loss", "", long=True),
     Mutation("mean over rows alone", "loss", "", long=True),
@@ -178,6 +183,7 @@ MUTATIONS = [
     Mutation("state detached", "gradients", "ih", "sequences", long=True),
     Mutation("positions not trained", "gradients", "position", "padded", long=True),
     Mutation("padding trained", "gradients", "embed", "padded", long=True),
+    Mutation("head not trained", "gradients", "head", "mapped", long=True),
     Mutation("tied weight untied", "gradients", "embed", net="tokens"),
     # The clip.
     Mutation(
