@@ -298,6 +298,51 @@ def test_a_module_that_is_not_paired_is_said(tmp_path):
     assert "update: torch's optimizer took no step" in text
 
 
+class Shifting(nnx.Module):
+    """A layer after a shift that torch trains, and that is no parameter here."""
+
+    def __init__(self, rngs):
+        """Make both."""
+        self.shift = nnx.Variable(jnp.zeros(3))
+        self.fc = nnx.Linear(3, 1, rngs=rngs)
+
+    def __call__(self, x):
+        return self.fc(x + self.shift[...])
+
+
+def test_a_parameter_that_is_none_of_the_ports_hides_nothing_else(tmp_path):
+    class Shifted(torch.nn.Module):
+        def __init__(self):
+            super().__init__()
+            self.shift = torch.nn.Parameter(torch.zeros(3))
+            self.fc = torch.nn.Linear(3, 1)
+
+        def forward(self, x):
+            return self.fc(x + self.shift)
+
+    torch.manual_seed(0)
+    model = Shifted()
+    optimizer = torch.optim.Adam(model.parameters(), lr=0.1)
+    with record(tmp_path / "run.trace", model, optimizer) as run:
+        for x, y in zip(torch.randn(2, 4, 3), torch.randn(2, 4, 1), strict=True):
+            with run.step(x=x, y=y):
+                optimizer.zero_grad()
+                torch.nn.functional.mse_loss(model(x), y).backward()
+                optimizer.step()
+
+    def loss_fn(model, batch):
+        return jnp.mean((model(batch["x"]) - batch["y"]) ** 2)
+
+    model = Shifting(nnx.Rngs(0))
+    report = verify(tmp_path / "run.trace", Port(model, loss_fn, optim.adam(0.1)))
+    assert (report.first.stage, report.first.name) == ("gradients", "shift")
+    assert "the port holds it, but as no parameter" in str(report)
+    in_steps = {tensor.name.partition("/")[0] for tensor in report.failures}
+    assert in_steps == {"shift"}
+    names = [tensor.name for tensor in report.of_stage("update")[1].tensors]
+    assert names == ["shift", "fc.weight", "fc.bias"]
+
+
 @pytest.mark.parametrize(("key", "verdict"), [("y", "same"), ("logits", "different")])
 def test_a_port_may_return_a_part_of_the_outputs(key, verdict):
     class Net(torch.nn.Linear):

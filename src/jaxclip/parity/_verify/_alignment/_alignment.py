@@ -65,12 +65,13 @@ class Alignment:
         said = port.dropouts or {}
         self.dropouts = Dropouts(model.dropouts, run, self.weights, said)
         self._known = {name for entry in self.weights.entries for name in entry.names}
-        self._optimized = [n for group in run.groups for n in group if n in self._known]
         self._aliases, self._frozen = run.tied, run.frozen
         self._adamax = run.optimizer.rpartition(".")[2] == "Adamax"
         self._parameters = self.weights.parameters()
         trained = self._parameters.entries
         self._trained = {name for entry in trained for name in entry.names}
+        in_order = itertools.chain.from_iterable(run.groups)
+        self._optimized = [name for name in in_order if name in self._trained]
         self._computed = {
             name
             for entry in self.weights.entries

@@ -30,6 +30,8 @@ _BIASED = (
     "as jaxclip.models.BatchNorm does"
 )
 
+_UNTRAINED = "the port holds it, but as no parameter, so that it is not trained"
+
 _NO_OUTPUT = "loss_fn returns no such output"
 
 
@@ -157,13 +159,20 @@ class CallStages(Assembly):
         return self.by_name("loss", {"loss": loss}, lambda side: {"loss": side.loss})
 
     def _gradients(self) -> StageResult:
-        return self.by_name(
+        found = self.by_name(
             "gradients",
             self.with_absent("gradients", self.step.grads),
             lambda side: side.grads,
             self.frozen(),
             grains=self._summed,
         )
+        tensors = (
+            replace(tensor, hint=_UNTRAINED)
+            if tensor.name in self.wide.buffers
+            else tensor
+            for tensor in found.tensors
+        )
+        return replace(found, tensors=(*tensors,))
 
     def _summed(self, name: str) -> Array | None:
         own = self.wide.grads.get(name)
