@@ -62,7 +62,17 @@ LAYERS = {
         lambda: eqx.nn.GroupNorm(2, 4),
         (5, 4, 6),
     ),
+    "RMSNorm": (
+        torch.nn.RMSNorm(4, eps=1e-5),
+        lambda: eqx.nn.RMSNorm(4, use_bias=False),
+        (5, 4),
+    ),
     "PReLU": (torch.nn.PReLU(), lambda: eqx.nn.PReLU(), (5, 4)),
+    "PReLU of channels": (
+        torch.nn.PReLU(4),
+        lambda: eqx.nn.PReLU(jnp.zeros((4, 1))),
+        (5, 4, 6),
+    ),
     "Sequential": (
         torch.nn.Sequential(torch.nn.Linear(4, 3), torch.nn.ReLU()),
         lambda: eqx.nn.Sequential(
@@ -89,6 +99,14 @@ def test_a_layer_computes_as_torchs(layer):
     made = from_torch(model, source)
     got = jax.vmap(made)(jnp.asarray(x.numpy()))
     np.testing.assert_allclose(got, source(x).detach().numpy(), **ROUNDING)
+
+
+def test_an_embedding_has_torchs_rows():
+    source = torch.nn.Embedding(7, 4)
+    made = from_torch(eqx.nn.Embedding(7, 4, key=KEY), source)
+    tokens = torch.tensor([3, 0, 6])
+    got = jax.vmap(made)(jnp.asarray(tokens.numpy()))
+    np.testing.assert_array_equal(got, source(tokens).detach().numpy())
 
 
 def test_weights_come_back_to_the_bit(layer):

@@ -108,9 +108,10 @@ def _joined(torch: str, flax: list[str]) -> Link:
 
 
 def _prelu(part: object, variables: Variables) -> Iterator[Link]:
-    """Link the slope, of which torch has an array always."""
+    """Link the slopes: an array in torch, which needs no axes beside the channels."""
     shape = variables["negative_slope"].shape
-    yield reshaped("weight", "negative_slope", shape or (1,), shape)
+    channels = tuple(size for size in shape if size > 1)
+    yield reshaped("weight", "negative_slope", channels or (1,), shape)
 
 
 _STATE = (
