@@ -2,20 +2,33 @@
 
 import dataclasses
 import itertools
-import re
+from collections import Counter
 
 import pytest
 import torch
-from scripts.calibrate_noise import DTYPES, KINDS, PAGE, Run, measured, render, section
+from scripts.calibrate_noise import (
+    DTYPES,
+    KINDS,
+    PAGE,
+    RESULTS,
+    Found,
+    Run,
+    add,
+    measured,
+    read,
+    render,
+    section,
+    stages,
+)
 
 from jaxclip import optim
 from jaxclip.parity import verify
-from jaxclip.parity._verify._report._results import STAGES
 from tests.parity.recordings import OPTIMIZERS, port_of, recorded
 from tests.trios import BY_NAME
 
 pytestmark = pytest.mark.usefixtures("quick_compilation")
 
+LONG = pytest.mark.long
 
 WHOLE_STEPS_OF_ROUNDING = {("gpt", "rmsprop"), ("gpt", "nadam")}
 """A unit of GPT's that its GELU shuts off has a gradient of rounding alone, of which
@@ -25,12 +38,11 @@ start, and says so."""
 
 def check(run, kinds, steps):
     [rows] = measured([run], kinds, steps)
-    assert [row["kind"] for row in rows] == [*kinds]
+    assert [row.kind for row in rows] == [*kinds]
     for row in rows:
-        assert not row["failures"], row
-        assert row["free_passed"], row
+        assert not row.failures, row
         if (run.model, run.optimizer) not in WHOLE_STEPS_OF_ROUNDING:
-            assert row["told"], row
+            assert row.told, row
 
 
 # NAdam keeps a number in float32 by which it steps, in a model in float64 too.
@@ -57,26 +69,51 @@ def test_no_correct_port_is_blamed_over_twenty_steps(number, pair, dtype):
     check(Run(*pair, dtype, number % 10), KINDS, steps=20)
 
 
-def test_the_page_has_every_stage_and_optimizer():
-    text = section(PAGE.read_text())
-    for name in (*STAGES, "free run", *OPTIMIZERS):
-        assert re.search(rf"^\| {name} \|", text, re.MULTILINE), name
+@pytest.mark.parametrize("name", ["my_linear", pytest.param("gpt", marks=LONG)])
+def test_seeds_that_share_what_is_compiled_find_the_same(name):
+    first, second = (Run(name, "adam", "float32", seed) for seed in range(2))
+    alone = [row for run in (second, first) for row in measured([run], steps=2)]
+    assert [*measured([second, first], steps=2)] == alone
 
 
-def test_a_false_alarm_is_counted(tmp_path):
-    row = vars(Run("my_net", "sgd", "float32", 0)) | {
-        "kind": "nnx",
-        "tensors": 1,
-        "ratios": {"loss": 1.5},
-        "free": 2.0,
-        "told": 1,
-        "free_passed": True,
-        "failures": [],
-    }
-    assert "| sgd | 1 | 0 |" in render([row])
-    assert "| sgd | 1 | 1 |" in render([row | {"failures": ["step 0, loss"]}])
-    assert "| sgd | 1 | 1 |" in render([row | {"free_passed": False}])
-    assert "| loss | 1.5 |" in render([row])
+def test_the_page_sums_up_the_rows():
+    assert section(PAGE.read_text()) == render(read(RESULTS))
+
+
+def test_no_model_optimizer_dtype_or_seed_is_blamed_and_none_left_out():
+    asked = itertools.product(BY_NAME, OPTIMIZERS, DTYPES, range(10))
+    wanted = itertools.product(itertools.starmap(Run, asked), KINDS)
+    rows = read(RESULTS)
+    assert Counter((row.run, row.kind) for row in rows) == Counter(wanted)
+    assert not [row for row in rows if row.failures]
+
+
+def made(**changes):
+    run = Run("my_net", "sgd", "float32", 0)
+    ratios = dict.fromkeys(stages(), 0.0) | {"loss": 1.5, "free run": 2.0}
+    return dataclasses.replace(Found(run, "nnx", 1, 20, "", ratios), **changes)
+
+
+def test_a_false_alarm_is_counted():
+    assert "| sgd | 1 | 0 |" in render([made()])
+    assert "| sgd | 2 | 1 |" in render([made(), made(failures="step 0, loss")])
+    assert "| loss | 1.5 | 0 |" in render([made()])
+
+
+def test_rows_are_read_as_they_were_added(tmp_path):
+    path = tmp_path / "rows.csv"
+    assert read(path) == []
+    rows = [made(), made(kind="linen", failures="step 0, loss; free run")]
+    for row in rows:
+        add(path, [row])
+    assert read(path) == rows
+
+
+def test_rows_with_other_columns_are_refused(tmp_path):
+    path = tmp_path / "rows.csv"
+    path.write_text("model,seed\nmy_net,0\n")
+    with pytest.raises(ValueError, match=r"rows\.csv: its columns must be model, "):
+        read(path)
 
 
 @pytest.mark.long
