@@ -74,7 +74,9 @@ def verify(
         equal_nan: Whether NaN equals NaN.
         free_run: Whether to let the port train by itself, too.
         draws: How many runs with changed weights measure the noise. With fewer, small
-            tensors of a correct port are more often blamed.
+            tensors of a correct port are more often blamed. Where what differs first
+            in a step does so by up to ten times what is allowed, five times as many
+            are made.
         on_step: Called after each step, with how many have been compared, and of how
             many: to show how far it is.
 
