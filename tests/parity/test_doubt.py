@@ -9,8 +9,8 @@ from flax import nnx
 
 from jaxclip import optim
 from jaxclip.parity import Port, record, verify
-from jaxclip.parity._verify._kinks import _explaining
-from jaxclip.parity._verify._kinks._explaining import DOUBT, MORE
+from jaxclip.parity._verify import _doubt
+from jaxclip.parity._verify._doubt import DOUBT, MORE
 
 DRAWS = 3
 LR = 1e-6
@@ -99,11 +99,11 @@ def test_a_large_difference_is_not_drawn_again(path, monkeypatch):
 def drawn(monkeypatch):
     """Return a list that each comparison of a step adds its number of draws to."""
     made = []
-    compared = _explaining._compared
+    compared = _doubt.explained
 
     def counted(comparing, watched):
         made.append(comparing.draws)
         return compared(comparing, watched)
 
-    monkeypatch.setattr(_explaining, "_compared", counted)
+    monkeypatch.setattr(_doubt, "explained", counted)
     return made

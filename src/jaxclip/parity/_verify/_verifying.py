@@ -13,9 +13,10 @@ from jaxclip.parity._verify._compute import _products
 from jaxclip.parity._verify._compute._bench import Bench
 from jaxclip.parity._verify._compute._precision import coarsest, is_coarse, note
 from jaxclip.parity._verify._compute._runs import Runs, nested_batch
+from jaxclip.parity._verify._doubt import beyond_doubt
 from jaxclip.parity._verify._free_run import run_freely
 from jaxclip.parity._verify._judge._rules import Rule
-from jaxclip.parity._verify._kinks._explaining import explained
+from jaxclip.parity._verify._judge._stages import Comparing
 from jaxclip.parity._verify._kinks._watching import Watched
 from jaxclip.parity._verify._port._models import read_model
 from jaxclip.parity._verify._port._port import Port
@@ -146,7 +147,8 @@ def verify(
     random: set[str] = set()
     for done, index in enumerate(wanted, 1):
         step = opened[index]
-        compared = explained(step, opened.run, bench, watched, rule, draws)
+        comparing = Comparing(step, opened.run, bench, rule, draws)
+        compared = beyond_doubt(comparing, watched)
         if not failed:
             failed = any(stage.failures for stage in compared.stages)
             difference = compared.picture

@@ -8,17 +8,14 @@ from typing import Any
 import numpy as np
 
 from jaxclip.parity._arrays import Array, widened
-from jaxclip.parity._trace._records import Run
 from jaxclip.parity._trace._step import Step
 from jaxclip.parity._verify._alignment._places import Place
-from jaxclip.parity._verify._compute._bench import Bench
 from jaxclip.parity._verify._compute._errors import Error
 from jaxclip.parity._verify._compute._known import Known, outputs_in
 from jaxclip.parity._verify._compute._recorded import total_loss
 from jaxclip.parity._verify._compute._runs import Precision
 from jaxclip.parity._verify._compute._sides import Called, Sides
 from jaxclip.parity._verify._judge._assembly import Part
-from jaxclip.parity._verify._judge._rules import Rule
 from jaxclip.parity._verify._judge._stages import Comparing, Unrecorded, joined
 from jaxclip.parity._verify._kinks._kinks import (
     MOST,
@@ -40,20 +37,6 @@ FORWARD = ("activations", "output", "loss", "gradients", "buffers after")
 APART = 10.0
 """How many times more one run of the port may be off than another by rounding alone."""
 
-DOUBT = 10.0
-"""Up to how many times what is allowed a difference may be for want of draws.
-
-Where one rounding is most of the error of a whole step, all of its elements are one
-draw of it in each run. If such errors are normal, torch's is more than 4 times the
-greatest of four runs in one case of 250, and 40 times in one of 2 million.
-"""
-
-MORE = 5
-"""How many times as many draws are made where there is doubt.
-
-torch's error is more than 4 times the greatest of 16 in one case of 800,000.
-"""
-
 _FEW = 16
 """A tensor of fewer elements may be off by anything."""
 
@@ -63,57 +46,18 @@ _ENOUGH = 50_000
 Key = tuple[str, str]
 
 
-def explained(
-    step: Step, run: Run, bench: Bench, watched: Watched, rule: Rule, draws: int
-) -> Part:
+def explained(comparing: Comparing, watched: Watched) -> Part:
     """Compare the stages of a step; where kinks part the two, see what is left.
 
     Args:
-        step: The step.
-        run: What holds for the recorded run.
-        bench: What it takes to compute it.
-        watched: Its runs, in which elements can be moved.
-        rule: By how much tensors may differ.
-        draws: In how many runs what the port is given is changed.
+        comparing: The step, and what it takes to compare it.
+        watched: The runs of the port, in which elements can be moved.
 
     Returns:
         All stages, and how the first tensor that differs does.
     """
-    comparing = Comparing(step, run, bench, rule, draws)
-    part = _compared(comparing, watched)
-    if not _in_doubt(comparing, part):
-        return part
-    surer = dataclasses.replace(comparing, draws=MORE * draws)
-    return _noted_doubts(_compared(surer, watched), surer.draws, part, draws)
-
-
-def _compared(comparing: Comparing, watched: Watched) -> Part:
-    """Compare all stages."""
     called, unrecorded = _called(comparing, watched)
     return joined((called, comparing.stepped(unrecorded).part()))
-
-
-def _in_doubt(comparing: Comparing, part: Part) -> bool:
-    """Say whether the first tensor that differs does by so little that draws tell."""
-    failures = (tensor for stage in part.stages for tensor in stage.failures)
-    first = next(failures, None)
-    drawn = comparing.draws and comparing.rule.rtol is None
-    return bool(drawn and first is not None and first.share <= DOUBT)
-
-
-def _noted_doubts(part: Part, draws: int, before: Part, fewer: int) -> Part:
-    """Name what differed only by the noise of fewer draws."""
-    differed = {stage.stage: stage.failures for stage in before.stages}
-    stages = []
-    for stage in part.stages:
-        failures = () if stage.failures else differed.get(stage.stage, ())
-        notes = (
-            f"{tensor.name} of step {tensor.step} was {tensor.ratio:.3g} times the "
-            f"noise of {fewer} draws, so {draws} were made"
-            for tensor in failures
-        )
-        stages.append(dataclasses.replace(stage, notes=(*stage.notes, *notes)))
-    return _with(part, stages)
 
 
 def _called(comparing: Comparing, watched: Watched) -> tuple[Part, Unrecorded]:
